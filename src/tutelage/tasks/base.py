@@ -1,0 +1,78 @@
+"""What a task is: examples, a prompt, a metric and defaults for generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+Example = Mapping[str, Any]
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A task's defaults for generation.
+
+    Attributes:
+        max_prompt_tokens: longer prompts are an error, never cut silently.
+        max_new_tokens: limit of the completion, end-of-sequence included.
+        temperature, top_p, top_k: of training-time sampling (top_k = 0: off).
+        num_beams: of beam-search evaluation (1: greedy).
+        stop: texts that end a completion during evaluation, beside the end-of-sequence token.
+    """
+
+    max_prompt_tokens: int = 512
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    num_beams: int = 1
+    stop: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Examples of one kind, with the way to ask and the way to mark.
+
+    Attributes:
+        name: the task's name in configurations.
+        metric: name of the headline metric ("accuracy", "bleu", "rouge2", ...); `score` returns it per example or corpus.
+        generation: defaults for generation.
+    """
+
+    name: str
+    metric: str
+    generation: Generation
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """The rows of "train", "validation" or "test", in a fixed order. Raises UserError when there are none."""
+        ...
+
+    def prompt(self, example: Example) -> str | Sequence[Message]:
+        """What the model is asked: plain text, or chat messages for the tokenizer's chat template."""
+        ...
+
+    def reference(self, example: Example) -> str | None:
+        """The ground-truth completion, or None where the data has none."""
+        ...
+
+    def score(self, completions: Sequence[str], examples: Sequence[Example]) -> Scores:
+        """Marks completions against their examples; the two sequences have equal length."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Marks of a set of completions.
+
+    Attributes:
+        values: the headline and secondary metrics over the whole set, as percentages where they are shares.
+        per_example: the headline metric's per-example contributions (0/1 for accuracy, sentence ROUGE for ROUGE); for
+            corpus metrics such as BLEU, None, and `resample` recomputes the metric on a resample.
+        resample: indices -> headline metric of that resample; what the bootstrap calls.
+    """
+
+    values: Mapping[str, float]
+    per_example: tuple[float, ...] | None
+    resample: Any
