@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Example = Mapping[str, Any]
 Message = Mapping[str, str]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Generation:
         temperature, top_p, top_k: of training-time sampling (top_k = 0: off).
         num_beams: of beam-search evaluation (1: greedy).
         stop: texts that end a completion during evaluation, beside the end-of-sequence token.
+        continuation: completion so far -> text to force next, or None; GSM8K's external calculator is one.
     """
 
     max_prompt_tokens: int = 512
@@ -29,6 +32,25 @@ class Generation:
     top_k: int = 0
     num_beams: int = 1
     stop: tuple[str, ...] = ()
+    continuation: Callable[[str], str | None] | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Marks of a set of completions.
+
+    Attributes:
+        values: the headline and secondary metrics over the whole set, on a scale of 0 to 100; empty where the task
+            has no metric.
+        per_example: the headline metric's per-example contributions (0/1 for accuracy, sentence ROUGE in 0..1 for
+            ROUGE); None for corpus metrics such as BLEU, which are no mean of examples.
+        resample: indices of examples -> headline metric of that resample, on the scale of `values`; what the bootstrap
+            calls. None where the task has no metric.
+    """
+
+    values: Mapping[str, float]
+    per_example: tuple[float, ...] | None
+    resample: Callable[[Sequence[int]], float] | None
 
 
 @runtime_checkable
@@ -60,19 +82,3 @@ class Task(Protocol):
     def score(self, completions: Sequence[str], examples: Sequence[Example]) -> Scores:
         """Marks completions against their examples; the two sequences have equal length."""
         ...
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Marks of a set of completions.
-
-    Attributes:
-        values: the headline and secondary metrics over the whole set, as percentages where they are shares.
-        per_example: the headline metric's per-example contributions (0/1 for accuracy, sentence ROUGE for ROUGE); for
-            corpus metrics such as BLEU, None, and `resample` recomputes the metric on a resample.
-        resample: indices -> headline metric of that resample; what the bootstrap calls.
-    """
-
-    values: Mapping[str, float]
-    per_example: tuple[float, ...] | None
-    resample: Any

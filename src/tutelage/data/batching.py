@@ -1,0 +1,92 @@
+"""Token weights from global counts, and micro-batches under a token budget.
+
+Weights are fixed for the whole optimiser step before it is cut into micro-batches, and the loss is their weighted sum.
+So micro-batching, accumulation and ranks cannot change the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from tutelage.models.language_model import LanguageModel
+from tutelage.types import MicroBatch, Rollout
+
+Normalisation = Literal["sequence", "token"]
+
+
+def token_weights(rollouts: Sequence[Rollout], normalisation: Normalisation) -> list[list[float]]:
+    """One weight per completion token of the global batch.
+
+    "sequence": 1 / (L_y * B), the paper's Eq. 2: mean over each sequence's own tokens, then over sequences.
+    "token": 1 / N over all completion tokens of the batch.
+    """
+    lengths = [len(r.completion_ids) for r in rollouts]
+    if normalisation == "token":
+        total = sum(lengths)
+        return [[1.0 / total] * n for n in lengths]
+    return [[1.0 / (n * len(rollouts))] * n for n in lengths]
+
+
+def micro_batches(
+    rollouts: Sequence[Rollout], weights: Sequence[Sequence[float]], model: LanguageModel, token_budget: int
+) -> list[MicroBatch]:
+    """Rows sorted by length and packed so that no micro-batch has more than `token_budget` padded tokens.
+
+    A row longer than the budget gets a micro-batch of its own.
+    """
+    order = sorted(range(len(rollouts)), key=lambda i: (_row_length(rollouts[i], model), i))
+    groups: list[list[int]] = []
+    for i in order:
+        longest = _row_length(rollouts[i], model)  # rows come sorted: the newest is the longest
+        if groups and longest * (len(groups[-1]) + 1) <= token_budget:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return [collate([rollouts[i] for i in group], [weights[i] for i in group], model) for group in groups]
+
+
+def collate(rollouts: Sequence[Rollout], weights: Sequence[Sequence[float]], model: LanguageModel) -> MicroBatch:
+    """Right-padded tensors of these rows, on the model's device."""
+    prompts = [r.prompt_ids for r in rollouts]
+    completions = [r.completion_ids for r in rollouts]
+    decoder_ids = decoder_mask = None
+    if model.is_encoder_decoder:
+        input_ids, mask = _pad(prompts, model.pad_id)
+        decoder_ids, decoder_mask = _pad([(model.decoder_start_id, *c[:-1]) for c in completions], model.pad_id)
+        width, starts = decoder_ids.shape[1], [0] * len(rollouts)
+    else:
+        input_ids, mask = _pad([p + c for p, c in zip(prompts, completions, strict=True)], model.pad_id)
+        # The token at column c is predicted by the hidden state at c - 1: the last prompt token predicts the first.
+        width, starts = input_ids.shape[1], [len(p) - 1 for p in prompts]
+    rows = [row for row, c in enumerate(completions) for _ in c]
+    index = [row * width + starts[row] + k for row, c in enumerate(completions) for k in range(len(c))]
+    micro = MicroBatch(
+        input_ids_BL=input_ids,
+        attention_mask_BL=mask,
+        position_ids_BL=torch.arange(input_ids.shape[1]).expand_as(input_ids),
+        decoder_input_ids_BL=decoder_ids,
+        decoder_attention_mask_BL=decoder_mask,
+        index_N=torch.tensor(index, dtype=torch.int64),
+        targets_N=torch.tensor([t for c in completions for t in c], dtype=torch.int64),
+        weights_N=torch.tensor([w for row in weights for w in row], dtype=torch.float32),
+        row_N=torch.tensor(rows, dtype=torch.int64),
+        rollouts=tuple(rollouts),
+    )
+    return micro.to(model.device)
+
+
+def _row_length(rollout: Rollout, model: LanguageModel) -> int:
+    if model.is_encoder_decoder:
+        return max(len(rollout.prompt_ids), len(rollout.completion_ids))
+    return len(rollout.prompt_ids) + len(rollout.completion_ids)
+
+
+def _pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, [B, L] int64, padded on the right."""
+    width = max(len(r) for r in rows)
+    ids = torch.tensor([list(r) + [pad_id] * (width - len(r)) for r in rows], dtype=torch.int64)
+    mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], dtype=torch.int64)
+    return ids, mask

@@ -1,0 +1,324 @@
+"""Token-level divergences between a teacher P and a student Q, as pure functions of log-probabilities.
+
+Every function takes two tensors of natural-log probabilities over the last dimension and returns one value per
+distribution, in nats: `[..., V], [..., V] -> [...]`. Log-probabilities may be -inf: 0 * log 0 counts as 0, and a
+divergence that is infinite is returned as inf. Nothing is clamped.
+
+The losses need each divergence's derivative too. `Divergence.score` gives value and derivative together, in closed form
+for the divergences of this module; `parse` turns the spelling used in configurations into a `Divergence`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import UserError
+
+DivergenceFn = Callable[[Tensor, Tensor], Tensor]
+
+
+class Distribution(NamedTuple):
+    """Log-probabilities beside their exponentials, so that each is computed once. Both [..., V]."""
+
+    logp: Tensor
+    p: Tensor
+
+    @classmethod
+    def of(cls, logp: Tensor) -> Distribution:
+        """The distribution with these log-probabilities."""
+        return cls(logp, logp.exp())
+
+
+ScoreFn = Callable[[Distribution, Distribution], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A divergence D(P||Q) with its derivative; two are equal when they are spelled the same.
+
+    Attributes:
+        name: the spelling `parse` accepts, parameters included: "jsd(0.9)".
+        value: (teacher_logp [..., V], student_logp [..., V]) -> [...], differentiable by autograd.
+        closed_form: (teacher, student) -> (value [...], derivative [..., V]), the derivative being dD/d(student_logp)
+            with log-probabilities taken as independent; None for user-registered divergences, which fall back on autograd.
+    """
+
+    name: str
+    value: DivergenceFn = field(compare=False)
+    closed_form: ScoreFn | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def score(self, teacher: Distribution, student: Distribution) -> tuple[Tensor, Tensor]:
+        """Value [...] and derivative g = dD/d(student_logp) [..., V], both detached.
+
+        With logits z and q = softmax(z), the derivative in the logits is g - q * g.sum(-1).
+        """
+        if self.closed_form is not None:
+            with torch.no_grad():
+                return self.closed_form(teacher, student)
+        with torch.enable_grad():
+            student_logp = student.logp.detach().requires_grad_()
+            value = self.value(teacher.logp.detach(), student_logp)
+            (gradient,) = torch.autograd.grad(value.sum(), student_logp)
+        return value.detach(), gradient
+
+    def student_grad(self, teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+        """The derivative dD/d(student_logp), [..., V]: see `score`."""
+        return self.score(Distribution.of(teacher_logp), Distribution.of(student_logp))[1]
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def _kl(p_logp: Tensor, q_logp: Tensor) -> Tensor:
+    p = p_logp.exp()
+    # Masked before the product: afterwards, autograd would multiply 0 by inf.
+    return (p * (p_logp - q_logp).masked_fill(p == 0, 0.0)).sum(-1)
+
+
+def log_mixture(teacher_logp: Tensor, student_logp: Tensor, teacher_weight: float) -> Tensor:
+    """Log of wP + (1-w)Q, [..., V]; in log space, because the sum of two tiny probabilities may round to 0."""
+    teacher_part = teacher_logp + math.log(teacher_weight)
+    student_part = student_logp + math.log1p(-teacher_weight)
+    if not (teacher_part.requires_grad or student_part.requires_grad):
+        return torch.logaddexp(teacher_part, student_part)
+    # The derivative of logaddexp is NaN where both arguments are -inf; those entries are constants.
+    neither = torch.isneginf(teacher_part) & torch.isneginf(student_part)
+    mixed = torch.logaddexp(teacher_part.masked_fill(neither, 0.0), student_part.masked_fill(neither, 0.0))
+    return mixed.masked_fill(neither, -math.inf)
+
+
+def forward_kl(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+    """KL(P||Q), in nats: covers the teacher's modes. [..., V], [..., V] -> [...]."""
+    return _kl(teacher_logp, student_logp)
+
+
+def reverse_kl(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+    """KL(Q||P), in nats: seeks the teacher's modes. [..., V], [..., V] -> [...]."""
+    return _kl(student_logp, teacher_logp)
+
+
+def jsd(teacher_logp: Tensor, student_logp: Tensor, beta: float, rescale: bool = False) -> Tensor:
+    """Generalised Jensen-Shannon divergence b KL(P||M) + (1-b) KL(Q||M) with M = bP + (1-b)Q, in nats.
+
+    Args:
+        teacher_logp, student_logp: [..., V].
+        beta: weight of the teacher in the mixture, inside (0, 1).
+        rescale: divide by b(1-b), so that the limits are KL(P||Q) at b -> 0 and KL(Q||P) at b -> 1.
+
+    Returns:
+        [...].
+
+    Raises:
+        UserError: beta is not inside (0, 1).
+
+    Source: Agarwal et al., ICLR 2024 (arXiv 2306.13649), Eq. 1.
+    """
+    _check_beta(beta)
+    mixture_logp = log_mixture(teacher_logp, student_logp, beta)
+    value = beta * _kl(teacher_logp, mixture_logp) + (1 - beta) * _kl(student_logp, mixture_logp)
+    return value / (beta * (1 - beta)) if rescale else value
+
+
+def total_variation(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+    """Total variation distance, half the L1 distance, in [0, 1]. [..., V], [..., V] -> [...]."""
+    return 0.5 * (teacher_logp.exp() - student_logp.exp()).abs().sum(-1)
+
+
+def skew_forward_kl(teacher_logp: Tensor, student_logp: Tensor, alpha: float = 0.1) -> Tensor:
+    """KL(P || aP + (1-a)Q), in nats; finite for every pair. [..., V], [..., V] -> [...].
+
+    Raises UserError when alpha is not inside (0, 1). Source: Ko et al., DistiLLM (arXiv 2402.03898).
+    """
+    _check_alpha(alpha, "forward_kl")
+    return _kl(teacher_logp, log_mixture(teacher_logp, student_logp, alpha))
+
+
+def skew_reverse_kl(teacher_logp: Tensor, student_logp: Tensor, alpha: float = 0.1) -> Tensor:
+    """KL(Q || (1-a)P + aQ), in nats; finite for every pair. [..., V], [..., V] -> [...].
+
+    Raises UserError when alpha is not inside (0, 1). Source: Ko et al., DistiLLM (arXiv 2402.03898).
+    """
+    _check_alpha(alpha, "reverse_kl")
+    return _kl(student_logp, log_mixture(teacher_logp, student_logp, 1 - alpha))
+
+
+# --- closed forms: value and dD/d(student_logp) -----------------------------------------------------------------------
+
+
+def expect_(p: Tensor, x: Tensor) -> Tensor:
+    """Overwrites `x` with p * x, where 0 times anything is 0, and returns the sum over the last dimension."""
+    total = x.mul_(p).sum(-1)
+    # An infinity or NaN is rare, and mostly a 0 * inf: looking for it here spares every other call a masking pass.
+    if not bool(total.isfinite().all()):
+        total = x.masked_fill_(p == 0, 0.0).sum(-1)
+    return total
+
+
+def _forward_kl_score(teacher: Distribution, student: Distribution) -> tuple[Tensor, Tensor]:
+    return expect_(teacher.p, teacher.logp - student.logp), -teacher.p
+
+
+def _reverse_kl_score(teacher: Distribution, student: Distribution) -> tuple[Tensor, Tensor]:
+    log_ratio = student.logp - teacher.logp
+    value = expect_(student.p, log_ratio)
+    return value, log_ratio.add_(student.p)  # q (log q/p + 1)
+
+
+def _jsd_score(
+    teacher: Distribution, student: Distribution, *, beta: float, rescale: bool = False
+) -> tuple[Tensor, Tensor]:
+    mixture_logp = log_mixture(teacher.logp, student.logp, beta)
+    teacher_value = expect_(teacher.p, teacher.logp - mixture_logp)
+    gradient = torch.sub(student.logp, mixture_logp, out=mixture_logp)
+    student_value = expect_(student.p, gradient)
+    factor = 1 / (beta * (1 - beta)) if rescale else 1.0
+    value = (beta * teacher_value + (1 - beta) * student_value) * factor
+    # The derivatives through M cancel: what is left is (1-b) q log q/m.
+    return value, gradient.mul_((1 - beta) * factor)
+
+
+def _total_variation_score(teacher: Distribution, student: Distribution) -> tuple[Tensor, Tensor]:
+    difference = student.p - teacher.p
+    value = 0.5 * difference.abs().sum(-1)
+    return value, difference.sign_().mul_(student.p).mul_(0.5)
+
+
+def _skew_forward_kl_score(teacher: Distribution, student: Distribution, *, alpha: float) -> tuple[Tensor, Tensor]:
+    mixture_logp = log_mixture(teacher.logp, student.logp, alpha)
+    value = expect_(teacher.p, teacher.logp - mixture_logp)
+    gradient = torch.sub(student.logp, mixture_logp, out=mixture_logp).exp_()
+    expect_(teacher.p, gradient)
+    return value, gradient.mul_(alpha - 1)  # -(1-a) p q/m
+
+
+def _skew_reverse_kl_score(teacher: Distribution, student: Distribution, *, alpha: float) -> tuple[Tensor, Tensor]:
+    mixture_logp = log_mixture(teacher.logp, student.logp, 1 - alpha)
+    log_ratio = torch.sub(student.logp, mixture_logp, out=mixture_logp)
+    gradient = log_ratio.exp().mul_(-alpha).add_(1.0).add_(log_ratio)
+    expect_(student.p, gradient)  # q (log q/m + 1 - a q/m)
+    return expect_(student.p, log_ratio), gradient
+
+
+# --- spellings --------------------------------------------------------------------------------------------------------
+
+
+def _check_beta(beta: float) -> None:
+    if not 0 < beta < 1:
+        raise UserError(
+            f"jsd: beta = {beta} is outside (0, 1), where the divergence is 0 or undefined. Use beta inside (0, 1), "
+            "or divergence forward_kl (the limit beta -> 0, up to scale) or reverse_kl (the limit beta -> 1)."
+        )
+
+
+def _check_alpha(alpha: float, unskewed: str) -> None:
+    if not 0 < alpha < 1:
+        raise UserError(
+            f"skew_{unskewed}: alpha = {alpha} is outside (0, 1). Use alpha inside (0, 1), for example 0.1, "
+            f"or divergence {unskewed} (alpha = 0)."
+        )
+
+
+def _build_jsd(beta: float, rescale: bool = False) -> Divergence:
+    _check_beta(beta)
+    return Divergence(
+        f"jsd({beta}, rescale)" if rescale else f"jsd({beta})",
+        partial(jsd, beta=beta, rescale=rescale),
+        partial(_jsd_score, beta=beta, rescale=rescale),
+    )
+
+
+def _build_skew_forward_kl(alpha: float = 0.1) -> Divergence:
+    _check_alpha(alpha, "forward_kl")
+    score = partial(_skew_forward_kl_score, alpha=alpha)
+    return Divergence(f"skew_forward_kl({alpha})", partial(skew_forward_kl, alpha=alpha), score)
+
+
+def _build_skew_reverse_kl(alpha: float = 0.1) -> Divergence:
+    _check_alpha(alpha, "reverse_kl")
+    score = partial(_skew_reverse_kl_score, alpha=alpha)
+    return Divergence(f"skew_reverse_kl({alpha})", partial(skew_reverse_kl, alpha=alpha), score)
+
+
+class _Family(NamedTuple):
+    """How a name becomes a divergence: its builder, what to show users, which arguments it takes."""
+
+    build: Callable[..., Divergence]
+    usage: str
+    numbers: range = range(1)
+    flags: tuple[str, ...] = ()
+
+
+def _plain(divergence: Divergence) -> _Family:
+    return _Family(lambda: divergence, divergence.name)
+
+
+_FAMILIES: dict[str, _Family] = {
+    "forward_kl": _plain(Divergence("forward_kl", forward_kl, _forward_kl_score)),
+    "reverse_kl": _plain(Divergence("reverse_kl", reverse_kl, _reverse_kl_score)),
+    "jsd": _Family(_build_jsd, "jsd(0.5) or jsd(0.5, rescale)", range(1, 2), ("rescale",)),
+    "total_variation": _plain(Divergence("total_variation", total_variation, _total_variation_score)),
+    "skew_forward_kl": _Family(_build_skew_forward_kl, "skew_forward_kl(0.1)", range(2)),
+    "skew_reverse_kl": _Family(_build_skew_reverse_kl, "skew_reverse_kl(0.1)", range(2)),
+}
+_SPELLING = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*")
+
+
+def register(name: str, fn: DivergenceFn) -> Divergence:
+    """Makes `fn` available to `parse` under `name`; its derivative comes from autograd.
+
+    Args:
+        name: an identifier that is not taken.
+        fn: (teacher_logp [..., V], student_logp [..., V]) -> [...].
+
+    Raises:
+        UserError: the name is taken or is not an identifier.
+    """
+    if not name.isidentifier() or name in _FAMILIES:
+        raise UserError(f"divergence name {name!r} is taken or not an identifier; register it under another name")
+    divergence = Divergence(name, fn)
+    _FAMILIES[name] = _plain(divergence)
+    return divergence
+
+
+def parse(spelling: str | Divergence) -> Divergence:
+    """The divergence of a spelling: "forward_kl", "jsd(0.9)", "jsd(0.9, rescale)", "skew_reverse_kl(0.1)", ...
+
+    `str(parse(s))` spells the same divergence. A `Divergence` is returned as it is.
+
+    Raises:
+        UserError: unknown name, wrong arguments, or a parameter out of range.
+    """
+    if isinstance(spelling, Divergence):
+        return spelling
+    match = _SPELLING.fullmatch(spelling)
+    name = match[1] if match else spelling
+    if match is None or name not in _FAMILIES:
+        raise UserError(_unknown(spelling, name))
+    family = _FAMILIES[name]
+    words = [word.strip() for word in match[2].split(",")] if match[2] else []
+    flags = [word for word in words if word in family.flags]
+    try:
+        numbers = [float(word) for word in words if word not in family.flags]
+    except ValueError as error:
+        raise UserError(f"divergence {spelling!r}: {error}; write it as {family.usage}") from error
+    if len(numbers) not in family.numbers or len(flags) > len(set(flags)):
+        raise UserError(f"divergence {spelling!r} has the wrong arguments; write it as {family.usage}")
+    return family.build(*numbers, **dict.fromkeys(flags, True))
+
+
+def _unknown(spelling: str, name: str) -> str:
+    nearest = difflib.get_close_matches(name, _FAMILIES, n=1, cutoff=0.4)
+    hint = f" Did you mean {_FAMILIES[nearest[0]].usage}?" if nearest else ""
+    return f"unknown divergence {spelling!r}.{hint} Known: {', '.join(family.usage for family in _FAMILIES.values())}."

@@ -1,0 +1,102 @@
+"""Beam search for evaluation, by transformers' own `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from tutelage.models.language_model import LanguageModel
+from tutelage.types import Prompt, Rollout
+
+
+@torch.no_grad()
+def beam_search(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    *,
+    num_beams: int,
+    max_new_tokens: int,
+    batch_rows: int,
+    length_penalty: float = 1.0,
+    on_finished: Callable[[int], None] | None = None,
+) -> list[Rollout]:
+    """The best hypothesis of each prompt.
+
+    Args:
+        model: of either family.
+        prompts: what to complete.
+        num_beams: hypotheses kept.
+        max_new_tokens: limit of a completion, end-of-sequence included.
+        batch_rows: rows that go through the model at a time, beams included.
+        length_penalty: hypotheses are ranked by log-probability / length ** length_penalty.
+        on_finished: called with the number of newly finished sequences.
+
+    Returns:
+        One rollout per prompt, in order, without behaviour log-probabilities: a beam is no sample.
+    """
+    was_training = model.module.training
+    model.module.eval()
+    rollouts: dict[int, Rollout] = {}
+    rows = max(1, batch_rows // num_beams)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
+    for start in range(0, len(order), rows):
+        chosen = order[start : start + rows]
+        found = _search([prompts[i] for i in chosen], model, num_beams, max_new_tokens, length_penalty)
+        rollouts.update(zip(chosen, found, strict=True))
+        if on_finished is not None:
+            on_finished(len(chosen))
+    model.module.train(was_training)
+    return [rollouts[i] for i in range(len(prompts))]
+
+
+def _search(
+    prompts: Sequence[Prompt], model: LanguageModel, num_beams: int, max_new_tokens: int, length_penalty: float
+) -> list[Rollout]:
+    from transformers import GenerationConfig
+
+    width = max(len(prompt.token_ids) for prompt in prompts)
+    # Padded on the left: `generate` appends on the right and derives position ids from the mask.
+    pads = [width - len(prompt.token_ids) for prompt in prompts]
+    ids = [[model.pad_id] * pad + list(prompt.token_ids) for pad, prompt in zip(pads, prompts, strict=True)]
+    mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+    padding_rows = range(model.vocab_size, model.base.get_output_embeddings().weight.shape[0])
+    # Said outright: what is left out comes from the checkpoint's own generation_config.json, penalties included.
+    settings = GenerationConfig(
+        num_beams=num_beams,
+        do_sample=False,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=0,
+        length_penalty=length_penalty,
+        early_stopping=False,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=sorted(model.eos_ids) or None,
+        pad_token_id=model.pad_id,
+        suppress_tokens=list(padding_rows) or None,
+    )
+    sequences = model.base.generate(
+        torch.tensor(ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        generation_config=settings,
+    )
+    # An encoder-decoder's output starts with the decoder's start token, a decoder's with the prompt.
+    written = sequences[:, 1 if model.is_encoder_decoder else width :].tolist()
+    return [_rollout(prompt, tokens, model.eos_ids) for prompt, tokens in zip(prompts, written, strict=True)]
+
+
+def _rollout(prompt: Prompt, tokens: list[int], eos_ids: frozenset[int]) -> Rollout:
+    end = next((i + 1 for i, token in enumerate(tokens) if token in eos_ids), None)
+    return Rollout(
+        prompt_ids=prompt.token_ids,
+        completion_ids=tuple(tokens[:end]),
+        behaviour_logprobs=None,
+        finish_reason="length" if end is None else "stop",
+        policy_version=-1,
+        prompt_id=prompt.id,
+        sample=0,
+        source="student",
+    )

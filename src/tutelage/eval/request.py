@@ -1,0 +1,178 @@
+"""`tutelage eval`: loads a model and a task, evaluates, shows and saves."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tutelage.errors import UserError
+from tutelage.eval.evaluate import evaluate
+from tutelage.eval.harness import run_harness
+from tutelage.eval.results import Evaluation, save, show
+from tutelage.models import load, vocabulary
+from tutelage.models.language_model import LanguageModel
+from tutelage.models.options import ModelConfig
+from tutelage.section import Section
+from tutelage.tasks import Task, load_task
+from tutelage.tasks.base import Split
+from tutelage.tasks.encode import Encoding, encode_split
+from tutelage.train.config import TaskConfig
+from tutelage.train.setup import pick_device
+from tutelage.types import Prompt
+
+
+class EvalRequest(Section):
+    """An evaluation of a model on a task."""
+
+    model: str
+    """Folder or hub name of the model."""
+    task: TaskConfig = TaskConfig()
+    """What it is evaluated on."""
+    teacher: str | None = None
+    """Folder or hub name of a teacher to measure the distance from; None: no such measurement."""
+    model_options: ModelConfig = ModelConfig()
+    """How model and teacher are loaded."""
+    split: Split = "test"
+    """The split evaluated."""
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    """0: greedy; others: sampling from the whole distribution."""
+    samples_per_prompt: int = Field(1, ge=1)
+    """Completions of each prompt at temperatures above 0; several give pass@k and Self-BLEU."""
+    num_beams: int | None = Field(None, ge=1)
+    """Width of an additional beam search; 1: none; None: the task's."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Limit of a completion; None: the task's."""
+    limit: int | None = Field(None, ge=1)
+    """Examples evaluated, of the task and of each harness task; None: all."""
+    seed: int = 0
+    """Of the samples and of the bootstrap."""
+    batch_rows: int = Field(64, ge=1)
+    """Rows generated at a time."""
+    bootstrap: int = Field(1000, ge=0)
+    """Resamples behind the 95% confidence intervals; 0: none."""
+    harness: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness to run as well (mmlu, bbh, ...); alone when no task is given."""
+    harness_tasks: Path | None = None
+    """Folder with task definitions of your own for lm-evaluation-harness."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ...; None: cuda when there is one."""
+    output: Path | None = None
+    """Folder for results.json and completions.jsonl; None: nothing is written."""
+    show: int = Field(3, ge=0)
+    """Completions printed."""
+
+
+def run(request: EvalRequest, *, console: Console | None = None) -> Evaluation:
+    """Evaluates as asked, prints the tables, and writes the results where `output` is set.
+
+    Args:
+        request: what to do.
+        console: where to print; None: standard output.
+
+    Raises:
+        UserError: the model, the task or its data is wrong, or the output folder cannot be written; before any long work.
+    """
+    console = console or Console()
+    if request.output is not None:
+        _make_folder(request.output)
+    device = pick_device(request.device)
+    only_harness = bool(request.harness) and request.task == TaskConfig()
+    task = None
+    if not only_harness:
+        task = load_task(request.task.name, data=request.task.data, **request.task.options)
+    model = load.load(request.model, request.model_options, device)
+    evaluation = Evaluation(model.name, "", (), ()) if task is None else _on_task(request, model, task, console)
+    if request.harness:
+        scores = run_harness(
+            model,
+            request.harness,
+            batch_rows=request.batch_rows,
+            limit=request.limit,
+            seed=request.seed,
+            include=request.harness_tasks,
+        )
+        evaluation = dataclasses.replace(evaluation, harness=scores)
+    show(evaluation, console, request.show)
+    if request.output is not None:
+        save(evaluation, request.output, {"request": request.model_dump(mode="json"), "versions": versions()})
+    return evaluation
+
+
+def _on_task(request: EvalRequest, model: LanguageModel, task: Task, console: Console) -> Evaluation:
+    encoding = Encoding(
+        model.tokenizer,
+        model.is_encoder_decoder,
+        max_prompt_tokens=request.task.max_prompt_tokens or task.generation.max_prompt_tokens,
+        use_chat=request.task.use_chat,
+        skip_long=request.task.skip_long_prompts,
+    )
+    max_new_tokens = request.max_new_tokens or task.generation.max_new_tokens
+    prompts = encode_split(task, request.split, encoding, request.limit)
+    _check_positions(model, prompts, max_new_tokens)
+    teacher = None
+    if request.teacher is not None:
+        teacher = load.load_teacher(request.teacher, request.model_options, model.device)
+        vocabulary.agree(model, teacher)
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        row = bar.add_task("", total=None)
+        return evaluate(
+            model,
+            task,
+            prompts,
+            temperatures=request.temperatures,
+            max_new_tokens=max_new_tokens,
+            seed=request.seed,
+            batch_rows=request.batch_rows,
+            samples_per_prompt=request.samples_per_prompt,
+            num_beams=request.num_beams or task.generation.num_beams,
+            bootstrap=request.bootstrap,
+            teacher=teacher,
+            progress=lambda done, total: bar.update(row, completed=done, total=total),
+        )
+
+
+def _check_positions(model: LanguageModel, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
+    """Raises UserError when a completion of these prompts could pass the model's last position."""
+    longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
+    needed = max_new_tokens + (0 if model.is_encoder_decoder else longest)
+    if model.max_positions is not None and needed > model.max_positions:
+        raise UserError(
+            f"{model.name} has {model.max_positions} positions, but the longest prompt has {longest} tokens and "
+            f"{max_new_tokens} may follow; lower max_new_tokens, or leave long prompts out (task.max_prompt_tokens "
+            "with task.skip_long_prompts)"
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the output folder {folder}: {error.strerror}; choose another --output"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes the figures."""
+    libraries = ("tutelage", "torch", "transformers", "tokenizers", "sacrebleu", "rouge-score", "numpy")
+    return {
+        "python": platform.python_version(),
+        "device": _device_name(),
+        **{name: version(name) for name in libraries},
+    }
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()

@@ -1,0 +1,240 @@
+"""What an evaluation found: the rows of its table, the completions behind them, and how they are shown and saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+
+from tutelage.eval.signals import TeacherDivergence
+from tutelage.eval.statistics import Interval
+from tutelage.types import FinishReason
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A way to turn the model's distribution into text.
+
+    Attributes:
+        temperature: divides the logits; 0: greedy. The whole distribution is sampled, without top-k or top-p.
+        num_beams: width of the beam search; 1: none.
+    """
+
+    temperature: float = 0.0
+    num_beams: int = 1
+
+    @property
+    def label(self) -> str:
+        """How tables call it: "greedy", "T=0.7", "beam 4"."""
+        if self.num_beams > 1:
+            return f"beam {self.num_beams}"
+        return f"T={self.temperature:g}" if self.temperature else "greedy"
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether two completions of one prompt can differ."""
+        return self.temperature > 0 and self.num_beams == 1
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One text the model wrote.
+
+    Attributes:
+        decoding: label of the decoding setting.
+        prompt_id, sample: which example, and which of its samples.
+        prompt: what the model was given, special tokens left out.
+        text: what it wrote, cut at the task's stop texts: the text that was marked.
+        tokens: length as generated, end-of-sequence included.
+        finish_reason: "stop" (end of sequence, or a stop text) or "length" (token limit).
+        mark: the headline metric on this example alone; None for corpus metrics.
+    """
+
+    decoding: str
+    prompt_id: int
+    sample: int
+    prompt: str
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+    mark: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The results of one decoding setting.
+
+    Attributes:
+        decoding: its label.
+        examples, samples_per_prompt: what was marked.
+        metric: the task's headline metric.
+        value: the headline metric, 0 to 100; None where the task has no metric.
+        interval: 95% bootstrap interval of `value` over examples (all samples of a prompt are drawn together); None
+            without a metric or without resamples.
+        values: all metrics of the task, the headline among them.
+        pass_at_k: k -> pass@k in percent, for metrics that mark right or wrong and several samples a prompt.
+        mean_length: tokens a completion, end-of-sequence included.
+        finish: share of completions by finish reason.
+        self_bleu: 0 to 100, mean over prompts; None for one sample a prompt.
+        distinct_2: distinct bigrams among a prompt's samples, mean over prompts; None for one sample a prompt.
+        seconds: spent generating.
+    """
+
+    decoding: str
+    examples: int
+    samples_per_prompt: int
+    metric: str
+    value: float | None
+    interval: Interval | None
+    values: Mapping[str, float]
+    pass_at_k: Mapping[int, float]
+    mean_length: float
+    finish: Mapping[str, float]
+    self_bleu: float | None
+    distinct_2: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class HarnessScore:
+    """One figure of lm-evaluation-harness.
+
+    Attributes:
+        task, metric: its names there; the metric with its filter, as in "exact_match,strict-match".
+        value: as the harness reports it (shares in 0..1).
+        stderr: standard error; None where the harness gives none.
+    """
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything one evaluation found.
+
+    Attributes:
+        model, task: their names.
+        rows: one per decoding setting.
+        completions: every text, in the order of `rows`, then prompts, then samples.
+        divergence: distance from the teacher, by who wrote the sequences: "references" and the rows' labels; empty
+            without a teacher.
+        harness: figures of lm-evaluation-harness, where asked for.
+    """
+
+    model: str
+    task: str
+    rows: tuple[Row, ...]
+    completions: tuple[Completion, ...]
+    divergence: Mapping[str, TeacherDivergence] = field(default_factory=dict)
+    harness: tuple[HarnessScore, ...] = ()
+
+    def row(self, decoding: str) -> Row:
+        """The row with this label; KeyError names the labels there are."""
+        for row in self.rows:
+            if row.decoding == decoding:
+                return row
+        raise KeyError(f"no row {decoding!r}; there are {[row.decoding for row in self.rows]}")
+
+    def summary(self) -> dict[str, Any]:
+        """All but the completions, ready for JSON."""
+        fields = dataclasses.asdict(dataclasses.replace(self, completions=()))
+        del fields["completions"]
+        return fields
+
+
+def save(evaluation: Evaluation, folder: Path, about: Mapping[str, Any]) -> None:
+    """Writes results.json (figures and `about`: settings, versions) and completions.jsonl (one completion a line)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {**about, **evaluation.summary()}
+    (folder / "results.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = [json.dumps(dataclasses.asdict(completion), ensure_ascii=False) for completion in evaluation.completions]
+    (folder / "completions.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def show(evaluation: Evaluation, console: Console, samples: int = 3) -> None:
+    """Prints the tables and the first `samples` completions of the first row."""
+    if evaluation.rows:
+        console.print(_rows_table(evaluation))
+    if evaluation.divergence:
+        console.print(_divergence_table(evaluation.divergence))
+    if evaluation.harness:
+        console.print(_harness_table(evaluation.harness))
+    for completion in evaluation.completions[:samples]:
+        title = f"{completion.decoding}, example {completion.prompt_id}, {completion.tokens} tokens"
+        console.print(Panel(Group(_plain(completion.prompt, "dim"), _plain(completion.text)), title=title))
+
+
+def _plain(text: str, style: str = "") -> Any:
+    """The text as it is: brackets in it are no markup."""
+    from rich.text import Text
+
+    return Text(text, style=style)
+
+
+def with_interval(value: float | None, interval: Interval | None, digits: int = 1) -> str:
+    """ "31.5 [28.9, 34.1]"; a dash where there is nothing."""
+    if value is None:
+        return "–"
+    if interval is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def _rows_table(evaluation: Evaluation) -> Table:
+    headline = evaluation.rows[0].metric
+    secondary = [name for name in evaluation.rows[0].values if name != headline]
+    ks = sorted({k for row in evaluation.rows for k in row.pass_at_k})
+    diverse = any(row.self_bleu is not None for row in evaluation.rows)
+    first = evaluation.rows[0]
+    table = Table(title=f"{evaluation.model} on {evaluation.task}, {first.examples} examples")
+    table.add_column("decoding")
+    for name in (f"{headline} [95%]", *secondary, *(f"pass@{k}" for k in ks), *(["Self-BLEU"] if diverse else [])):
+        table.add_column(name, justify="right")
+    for name in ("tokens", "stopped", "seconds"):
+        table.add_column(name, justify="right")
+    for row in evaluation.rows:
+        table.add_row(
+            row.decoding,
+            with_interval(row.value, row.interval),
+            *(f"{row.values[name]:.1f}" for name in secondary),
+            *(f"{row.pass_at_k[k]:.1f}" if k in row.pass_at_k else "–" for k in ks),
+            *([with_interval(row.self_bleu, None)] if diverse else []),
+            f"{row.mean_length:.1f}",
+            f"{row.finish['stop']:.0%}",
+            f"{row.seconds:.1f}",
+        )
+    return table
+
+
+def _divergence_table(divergence: Mapping[str, TeacherDivergence]) -> Table:
+    table = Table(title="distance from the teacher, nats a token [95%]")
+    for i, name in enumerate(
+        ("sequences", "forward KL", "reverse KL", "JSD(0.5)", "entropy", "teacher's", "same arg-max")
+    ):
+        table.add_column(name, justify="right" if i else "left")
+    for label, found in divergence.items():
+        measured = (found.forward_kl, found.reverse_kl, found.jsd, found.student_entropy, found.teacher_entropy)
+        table.add_row(
+            label,
+            *(with_interval(estimate.value, estimate.interval, digits=3) for estimate in measured),
+            f"{found.agreement.value:.1%}",
+        )
+    return table
+
+
+def _harness_table(scores: Sequence[HarnessScore]) -> Table:
+    table = Table("task", "metric", "value", "stderr", title="lm-evaluation-harness")
+    for score in scores:
+        stderr = "–" if score.stderr is None else f"{score.stderr:.4f}"
+        table.add_row(score.task, score.metric, f"{score.value:.4f}", stderr)
+    return table

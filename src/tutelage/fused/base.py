@@ -1,0 +1,86 @@
+"""What the implementations of the fused losses share: statistics, shapes, logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tutelage.errors import UserError
+from tutelage.types import LMHead
+
+DEFAULT_BUDGET_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """Detached statistics of every token, each [N] in float32 (float64 for float64 inputs), in nats.
+
+    All of them are of the distributions the loss compares: after scale, soft-cap and temperature, over the shared rows.
+
+    Attributes:
+        divergence: the token's own loss before its weight (for `linear_nll`, its negative log-likelihood).
+        student_entropy: entropy of the student's distribution.
+        agreement: 1 where a most likely token of the student is also one of the teacher's (for `linear_nll`: is the
+            target), else 0.
+        forward_kl, reverse_kl: KL(teacher||student) and KL(student||teacher); None for `linear_nll`.
+        teacher_entropy: entropy of the teacher's distribution; None for `linear_nll`.
+    """
+
+    divergence: Tensor
+    student_entropy: Tensor
+    agreement: Tensor
+    forward_kl: Tensor | None = None
+    reverse_kl: Tensor | None = None
+    teacher_entropy: Tensor | None = None
+
+
+def softmax_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of softmax, losses and accumulations for inputs of `dtype`: float64 stays, all else is float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def matmul_input(hidden: Tensor) -> Tensor:
+    """`hidden` in the dtype its projection runs in: autocast's where autocast is on, else its own."""
+    device = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+
+
+def project(hidden: Tensor, head: LMHead) -> Tensor:
+    """`hidden` [N, H] -> hidden @ weight.T + bias, [N, V], in the dtype of `hidden`; see `finish_logits`."""
+    bias = None if head.bias is None else head.bias.to(hidden.dtype)
+    return F.linear(hidden, head.weight.to(hidden.dtype), bias)
+
+
+def finish_logits(projected: Tensor, head: LMHead, temperature: float) -> Tensor:
+    """The head's scale and soft-cap, then the temperature, on the output of `project`, in the dtype of the softmax.
+
+    `head.logits` does the same in the dtype of the hidden states; bfloat16 would cost precision here.
+    """
+    logits = projected.to(softmax_dtype(projected.dtype))
+    if head.scale != 1.0:
+        logits = logits * head.scale
+    if head.softcap is not None:
+        logits = torch.tanh(logits / head.softcap) * head.softcap
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def shared_rows(student_head: LMHead, teacher_head: LMHead) -> tuple[LMHead, LMHead]:
+    """Both heads cut to the height of the smaller; the rows beyond are padding of the vocabulary."""
+    height = min(student_head.vocab_size, teacher_head.vocab_size)
+    return student_head.rows(height), teacher_head.rows(height)
+
+
+def check_tokens(weights: Tensor, **per_token: Tensor) -> None:
+    """Raises ValueError unless `weights` is [N] and every named tensor has N rows."""
+    if weights.dim() != 1 or any(tensor.shape[:1] != weights.shape for tensor in per_token.values()):
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in per_token.items())
+        raise ValueError(f"one weight per token: weights have shape {tuple(weights.shape)}, but {shapes}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises UserError unless the temperature is positive."""
+    if not temperature > 0:
+        raise UserError(f"loss temperature {temperature} must be above 0; 1 is the paper's setting")

@@ -1,0 +1,84 @@
+"""A student out of the teacher's own layers: evenly spaced, the first and the last kept."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage.errors import UserError
+
+_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+
+
+def kept_layers(depth: int, keep: int) -> list[int]:
+    """Which of `depth` layers a thinned model of `keep` layers takes: kept_layers(30, 4) == [0, 10, 19, 29]."""
+    if not 1 <= keep <= depth:
+        raise UserError(f"student_model.layers={keep}, but the teacher has {depth} layers; choose 1 to {depth}")
+    if keep == 1:
+        return [0]
+    return [round(i * (depth - 1) / (keep - 1)) for i in range(keep)]
+
+
+def thin(model: Any, keep: int) -> Any:
+    """A new model with `keep` of the layers of `model` (of each stack, for encoder-decoder models).
+
+    Args:
+        model: a PreTrainedModel, not quantised.
+        keep: layers kept.
+
+    Returns:
+        A PreTrainedModel of the same class with copied weights, float32 on the CPU.
+    """
+    stacks = _stacks(model)
+    if not stacks:
+        raise UserError(
+            f"cannot find the layers of {type(model).__name__}; give a student folder instead of student_model.layers"
+        )
+    chosen = {name: kept_layers(depth, keep) for name, depth in stacks.items()}
+    depth = next(iter(stacks.values()))
+    config = _thinned_config(model.config, chosen[next(iter(stacks))], depth, keep)
+    student = type(model)(config)
+    state = {}
+    for key, value in model.state_dict().items():
+        renamed = _rename(key, chosen)
+        if renamed is not None:
+            state[renamed] = (
+                value.detach().to("cpu", torch.float32) if value.is_floating_point() else value.detach().cpu()
+            )
+    student.load_state_dict(state)
+    student.generation_config = copy.deepcopy(model.generation_config)
+    return student
+
+
+def _stacks(model: nn.Module) -> dict[str, int]:
+    """Names and depths of the outermost lists of layers."""
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        nested = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) > 0 and not nested:
+            found[name] = len(module)
+    return found
+
+
+def _thinned_config(config: Any, kept: list[int], depth: int, keep: int) -> Any:
+    config = copy.deepcopy(config)
+    fields = config.to_dict()
+    for name in _DEPTHS:
+        if fields.get(name) is not None:
+            setattr(config, name, keep)
+    if isinstance(fields.get("layer_types"), list) and len(fields["layer_types"]) == depth:
+        config.layer_types = [fields["layer_types"][i] for i in kept]
+    return config
+
+
+def _rename(key: str, chosen: dict[str, list[int]]) -> str | None:
+    """The key in the thinned model, or None when its layer is left out."""
+    for name, kept in chosen.items():
+        prefix = f"{name}."
+        if key.startswith(prefix):
+            index, rest = key[len(prefix) :].split(".", 1)
+            return f"{prefix}{kept.index(int(index))}.{rest}" if int(index) in kept else None
+    return key

@@ -1,0 +1,69 @@
+"""A key-value cache that is written in place and whose finished rows leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
+
+_GROWTH = 64
+
+
+class InPlaceLayer(DynamicLayer):
+    """A DynamicLayer that keeps spare columns: transformers' own copies the whole cache for every token.
+
+    `keys` and `values` stay views of the filled part, [B, heads, length, head_dim], so that everything that reads a
+    DynamicLayer works unchanged.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Appends [B, heads, new, head_dim] and returns everything so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = 0 if self._keys is None else self.keys.shape[-2]
+        end = start + key_states.shape[-2]
+        if self._keys is None or end > self._keys.shape[-2]:
+            self._keys = self._grown(self.keys, key_states, start, end)
+            self._values = self._grown(self.values, value_states, start, end)
+        self._keys[:, :, start:end] = key_states
+        self._values[:, :, start:end] = value_states
+        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these rows."""
+        if self._keys is not None and self._values is not None:
+            length = self.keys.shape[-2]
+            self._keys, self._values = self._keys[indices], self._values[indices]
+            self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
+
+    @staticmethod
+    def _grown(old: Tensor, new: Tensor, start: int, end: int) -> Tensor:
+        rows, heads, _, width = new.shape
+        buffer = torch.empty(rows, heads, end + max(_GROWTH, end // 2), width, dtype=new.dtype, device=new.device)
+        if start:
+            buffer[:, :, :start] = old
+        return buffer
+
+
+def new_cache(config: Any, is_encoder_decoder: bool) -> Any:
+    """An empty cache for a model: in-place layers where the model attends to everything, its own kinds elsewhere."""
+    cache = DynamicCache(config=config)
+    cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return EncoderDecoderCache(cache, DynamicCache(config=config)) if is_encoder_decoder else cache
+
+
+def keep_rows(cache: Any, rows: Tensor) -> None:
+    """Drops all rows but these, in the self- and cross-attention caches."""
+    if isinstance(cache, EncoderDecoderCache):
+        cache.self_attention_cache.batch_select_indices(rows)
+        cache.cross_attention_cache.batch_select_indices(rows)
+    else:
+        cache.batch_select_indices(rows)

@@ -1,0 +1,100 @@
+"""The rollout log: one line per step, append-only, so that a killed run goes on along the very trajectory.
+
+A step whose line is complete is replayed on resumption instead of being written anew. A line torn by a kill fails its
+checksum and is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tutelage.errors import UserError
+from tutelage.types import Rollout
+
+
+class RolloutLog:
+    """Rollouts by step in `folder`/rollouts.jsonl.
+
+    Args:
+        folder: made when missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "rollouts.jsonl"
+        self._offsets: dict[int, int] = {}
+        self.path.touch()
+        self._index()
+        self._file = self.path.open("ab")
+
+    def __contains__(self, step: int) -> bool:
+        return step in self._offsets
+
+    def read(self, step: int) -> list[Rollout]:
+        """The rollouts of a step in the log."""
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[step])
+            record = json.loads(file.readline())
+        return [_from_json(fields) for fields in record["rollouts"]]
+
+    def append(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Adds a step; it survives the death of this process at once, that of the machine after `sync`."""
+        if step in self._offsets:
+            raise UserError(
+                f"{self.path} already holds step {step}; resume the run (--resume) or start over (--overwrite)"
+            )
+        body = json.dumps([asdict(r) for r in rollouts], separators=(",", ":"))
+        self._offsets[step] = self._file.tell()
+        self._file.write(f'{{"step":{step},"crc":{zlib.crc32(body.encode())},"rollouts":{body}}}\n'.encode())
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Forces the log to disk; part of every checkpoint."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __iter__(self) -> Iterator[tuple[int, list[Rollout]]]:
+        for step in list(self._offsets):
+            yield step, self.read(step)
+
+    def _index(self) -> None:
+        """Finds the steps and cuts off everything from the first torn line on."""
+        good = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                step = _intact_step(line)
+                if step is None:
+                    break
+                self._offsets[step] = good
+                good += len(line)
+        if good < self.path.stat().st_size:
+            os.truncate(self.path, good)
+
+
+def _intact_step(line: bytes) -> int | None:
+    """The step of a complete line, None for a torn one."""
+    if not line.endswith(b"]}\n"):
+        return None
+    head, separator, body = line[:-2].partition(b',"rollouts":')
+    if not separator:
+        return None
+    try:
+        fields = json.loads(head + b"}")
+    except json.JSONDecodeError:
+        return None
+    return int(fields["step"]) if fields["crc"] == zlib.crc32(body) else None
+
+
+def _from_json(fields: dict[str, object]) -> Rollout:
+    for key in ("prompt_ids", "completion_ids", "behaviour_logprobs"):
+        if isinstance(fields[key], list):
+            fields[key] = tuple(fields[key])  # type: ignore[arg-type]
+    return Rollout(**fields)  # type: ignore[arg-type]

@@ -1,0 +1,175 @@
+"""A whole run: set-up, evaluation before, training, evaluation after, the student as a Hugging Face folder, a table."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tutelage.errors import UserError
+from tutelage.eval.evaluate import evaluate
+from tutelage.eval.results import Evaluation, save
+from tutelage.models import load
+from tutelage.models.language_model import LanguageModel
+from tutelage.tasks.base import Task
+from tutelage.tasks.encode import encode_split
+from tutelage.teacher.local import LocalTeacher
+from tutelage.train import loop, metrics
+from tutelage.train.config import Config
+from tutelage.train.setup import encoding_of, prepare, sampling_of
+from tutelage.types import Prompt
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        student: the trained student.
+        folder: the Hugging Face folder it was saved to.
+        records: the metrics of every step this process ran.
+        before, after: evaluations; None where none was asked for.
+    """
+
+    student: LanguageModel
+    folder: Path
+    records: Sequence[Mapping[str, Any]]
+    before: Evaluation | None
+    after: Evaluation | None
+
+
+def run(
+    config: Config,
+    *,
+    student: LanguageModel | None = None,
+    teacher: LanguageModel | None = None,
+    task: Task | None = None,
+    console: Console | None = None,
+) -> RunResult:
+    """Runs a configuration from beginning to end.
+
+    Args:
+        config: the run.
+        student, teacher, task: live objects in place of what the configuration names.
+        console: for the closing table; None: standard output.
+
+    Raises:
+        UserError: wrong input (before any long work), a full disk, or a loss that is not finite.
+        Interrupted: SIGTERM or Ctrl-C, after a checkpoint.
+    """
+    console = console or Console(quiet=not config.log.progress)
+    try:
+        parts, task = prepare(config, student=student, teacher=teacher, task=task)
+        judge = _Judge(config, parts, task, console)
+        before = judge.judge("before") if not (config.output / "checkpoints").exists() else None
+        history = loop.train(parts, config, judge.headline)
+        folder = config.output / "model"
+        load.save(parts.student.model, folder)
+        after = judge.judge("after")
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise UserError(
+            f"no space left on the disk of {config.output}; free some, then go on from the last checkpoint with --resume"
+        ) from error
+    parts.log.close()
+    if after is not None and config.log.samples:
+        _show_samples(before, after, console, config.log.samples)
+    if history.records:
+        console.print(metrics.closing_table(_summary(history, before, after, folder)))
+    return RunResult(parts.student.model, folder, history.records, before, after)
+
+
+class _Judge:
+    """Evaluates the student of a run on its held-out split; the prompts are read and checked before training."""
+
+    def __init__(self, config: Config, parts: loop.Parts, task: Task, console: Console) -> None:
+        self.config, self.parts, self.task = config, parts, task
+        self.prompts: Sequence[Prompt] = ()
+        split = config.eval.final
+        if split == "none":
+            return
+        if split == "auto":
+            split = "validation"
+            try:
+                task.examples(split)
+            except UserError as error:
+                console.print(f"no evaluation: {error}", highlight=False, style="yellow")
+                return
+        self.prompts = encode_split(task, split, encoding_of(config, parts.student.model, task), config.eval.limit)
+
+    def judge(self, when: str) -> Evaluation | None:
+        """The full evaluation, saved in the run's folder; None when there is nothing to evaluate on."""
+        if not self.prompts:
+            return None
+        result = self._evaluate(self.config.eval.temperatures, self.parts.teacher, self.config.eval.bootstrap)
+        save(result, self.config.output / "evaluation" / when, {"config": self.config.model_dump(mode="json")})
+        return result
+
+    def headline(self, step: int) -> Mapping[str, float]:
+        """The headline metric by decoding, for the metrics file."""
+        if not self.prompts:
+            raise UserError("eval.every asks for evaluations during training, but there is no split to evaluate: set eval.final")
+        result = self._evaluate(self.config.eval.temperatures, None, 0)
+        return {f"{row.metric} {row.decoding}": row.value for row in result.rows if row.value is not None}
+
+    def _evaluate(self, temperatures: Sequence[float], teacher: Any, bootstrap: int) -> Evaluation:
+        return evaluate(
+            self.parts.student.model,
+            self.task,
+            self.prompts,
+            temperatures=temperatures,
+            max_new_tokens=sampling_of(self.config, self.task).max_new_tokens,
+            seed=self.config.seed,
+            batch_rows=self.config.eval.batch_rows,
+            bootstrap=bootstrap,
+            teacher=teacher.model if isinstance(teacher, LocalTeacher) else None,
+        )
+
+
+def _show_samples(before: Evaluation | None, after: Evaluation, console: Console, count: int) -> None:
+    """The same examples before and after training, in the first decoding setting."""
+    table = Table(title="samples", show_lines=True)
+    for name in ("prompt", "before", "after"):
+        table.add_column(name, overflow="fold")
+    for i, completion in enumerate(after.completions[:count]):
+        earlier = before.completions[i].text if before is not None else "-"
+        table.add_row(Text(completion.prompt, style="dim"), Text(earlier), Text(completion.text))
+    console.print(table)
+
+
+def _summary(history: loop.History, before: Evaluation | None, after: Evaluation | None, folder: Path) -> metrics.Summary:
+    first, last = history.records[0], history.records[-1]
+    summary: metrics.Summary = {
+        "steps": last["step"],
+        "loss": (first["loss"], last["loss"]),
+        "tokens": sum(r["tokens"] for r in history.records),
+        "seconds": history.watch.seconds,
+        "evaluations": _evaluations(before, after),
+        "folder": folder,
+    }
+    for key in ("forward_kl", "reverse_kl", "agreement"):
+        if key in first and key in last:
+            summary[key] = (first[key], last[key])  # type: ignore[literal-required]
+    return summary
+
+
+def _evaluations(before: Evaluation | None, after: Evaluation | None) -> dict[str, tuple[Any, Any]]:
+    """Metric and decoding -> values with intervals before and after."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for position, evaluation in enumerate((before, after)):
+        for row in evaluation.rows if evaluation is not None else ():
+            if row.value is not None:
+                low, high = (row.interval.low, row.interval.high) if row.interval else (row.value, row.value)
+                pair = list(found.get(f"{row.metric}, {row.decoding}", (None, None)))
+                pair[position] = {"value": row.value, "low": low, "high": high}
+                found[f"{row.metric}, {row.decoding}"] = (pair[0], pair[1])
+    return found

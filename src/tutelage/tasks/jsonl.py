@@ -1,0 +1,104 @@
+"""Any prompt and completion data: JSON Lines, JSON, Parquet or the hub; plain text or chat messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tutelage.errors import UserError
+from tutelage.tasks.base import Example, Generation, Message, Scores
+from tutelage.tasks.metrics import METRICS
+from tutelage.tasks.rows import BadRowError, DataSource, messages, text
+
+
+class Jsonl:
+    """Prompts and completions from files or the hub.
+
+    Args:
+        data: a .jsonl, .json or .parquet file (the train split), a folder with train, validation and test files, or a
+            hub data set.
+        prompt_column, completion_column: columns of plain text; completion_column None: the data has prompts only.
+        messages_column: a column of chat messages, in place of the two: the last message, the assistant's, is the
+            reference and those before it the prompt.
+        metric: "exact_match", "rouge2", "rougeL", "bleu" or "none".
+        validation_data, test_data, validation_fraction, data_config, drop_empty: see `DataSource`.
+        max_prompt_tokens, max_new_tokens: limits of generation.
+
+    Raises:
+        UserError: an option is missing or contradicts another.
+    """
+
+    name = "jsonl"
+
+    def __init__(
+        self,
+        *,
+        data: str | None = None,
+        prompt_column: str = "prompt",
+        completion_column: str | None = "completion",
+        messages_column: str | None = None,
+        metric: str = "exact_match",
+        validation_data: str | None = None,
+        test_data: str | None = None,
+        validation_fraction: float | None = None,
+        data_config: str | None = None,
+        drop_empty: bool = False,
+        max_prompt_tokens: int = 512,
+        max_new_tokens: int = 256,
+    ) -> None:
+        if data is None:
+            raise UserError(f"the {self.name} task needs data: a file, a folder with train.jsonl, or a hub data set")
+        if metric not in METRICS:
+            raise UserError(f"metric is {metric!r}; it must be one of {', '.join(METRICS)}")
+        if completion_column is None and messages_column is None and metric != "none":
+            raise UserError(
+                f"completion_column is null, so metric {metric!r} has nothing to compare with; set metric to none"
+            )
+        self.metric = metric
+        self.prompt_column, self.completion_column = prompt_column, completion_column
+        self.messages_column = messages_column
+        self.generation = Generation(max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens)
+        self._source = DataSource(
+            data, self._check, self._key, validation_data, test_data, validation_fraction, data_config, drop_empty
+        )
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """The rows of a split. Raises UserError naming file and line for one that cannot be used."""
+        return self._source.split(split).values
+
+    def prompt(self, example: Example) -> str | Sequence[Message]:
+        """The prompt's text, or the messages before the last."""
+        if self.messages_column is None:
+            return str(example[self.prompt_column])
+        return list(example[self.messages_column][:-1])
+
+    def reference(self, example: Example) -> str | None:
+        """The completion, or the content of the last message."""
+        if self.messages_column is not None:
+            return str(example[self.messages_column][-1]["content"])
+        return None if self.completion_column is None else str(example[self.completion_column])
+
+    def score(self, completions: Sequence[str], examples: Sequence[Example]) -> Scores:
+        """Marks by the chosen metric."""
+        references = [self.reference(example) for example in examples]
+        return METRICS[self.metric](completions, [[] if one is None else [one] for one in references])
+
+    def _check(self, row: Example) -> None:
+        if self.messages_column is None:
+            text(row, self.prompt_column, "prompt_column", "prompt")
+            if self.completion_column is not None:
+                text(row, self.completion_column, "completion_column", "completion")
+            return
+        chat = messages(row, self.messages_column, "messages_column")
+        if len(chat) < 2:
+            raise BadRowError(
+                f"column {self.messages_column!r} has one message; it needs a prompt and the assistant's answer"
+            )
+        if chat[-1]["role"] != "assistant":
+            raise BadRowError(
+                f"column {self.messages_column!r} ends with a message of {chat[-1]['role']!r}; the last message is the "
+                "reference and must be the assistant's"
+            )
+
+    def _key(self, row: Example) -> str:
+        prompt = self.prompt(row)
+        return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)

@@ -1,0 +1,1 @@
+"""Teachers: they answer with a typed signal."""

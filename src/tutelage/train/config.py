@@ -1,0 +1,195 @@
+"""The configuration of a run: every key is a YAML key, a command-line option and an argument of `tutelage.distill`.
+
+Each section belongs to one room of the package. Extra keys are errors. Conflicts raise when the configuration is
+built, never in the middle of a run; what the presets of `methods.py` fill in is filled in before that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tutelage import divergences
+from tutelage.errors import UserError
+from tutelage.models.options import ModelConfig, StudentConfig
+from tutelage.section import Section
+
+
+class TaskConfig(Section):
+    """Which task, and where its data lies. Options a task does not know are errors."""
+
+    name: str = "jsonl"
+    """arithmetic, gsm8k, translation, summarization, instructions or jsonl."""
+    data: str | None = None
+    """File, folder or hub name of the data; None: the task's public hub name, or none where the task generates its own."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further options of the task: columns, sizes, prefix, few-shot examples, ..."""
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    """Limit of the prompt; None: the task's own. Longer prompts are an error, or left out with skip_long_prompts."""
+    skip_long_prompts: bool = False
+    """Leave out prompts over the limit (the count is reported) instead of stopping."""
+    use_chat: Literal["auto", "always", "never"] = "auto"
+    """Chat template: auto applies it to chat messages only, always wraps plain prompts too."""
+
+
+class RolloutConfig(Section):
+    """How training sequences are generated."""
+
+    temperature: float | None = Field(None, ge=0)
+    """Sampling temperature of the student; None: the task's; 0: greedy."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Nucleus sampling; None: the task's."""
+    top_k: int | None = Field(None, ge=0)
+    """Sample among the k most probable tokens; 0: all; None: the task's."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Limit of a completion; None: the task's."""
+    teacher_temperature: float = Field(0.0, ge=0)
+    """Sampling temperature of teacher-generated sequences; 0: greedy."""
+    batch_rows: int | None = Field(None, ge=1)
+    """Rows generated at a time; None: the whole batch."""
+
+
+class LossConfig(Section):
+    """How a sequence is marked."""
+
+    temperature: float = Field(1.0, gt=0)
+    """Divides both models' logits in the divergence; independent of the sampling temperature."""
+    normalisation: Literal["sequence", "token"] = "sequence"
+    """sequence: mean over each sequence's tokens, then over sequences (the paper's Eq. 2); token: one mean over all tokens."""
+    budget_mb: int = Field(256, ge=1)
+    """Memory for the vocabulary-wide buffers of the loss."""
+
+
+class TrainConfig(Section):
+    """The optimisation."""
+
+    steps: int = Field(1000, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(32, ge=1)
+    """Sequences per step, over all micro-batches."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Most padded tokens in one forward pass; smaller: less memory, same gradient."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak learning rate."""
+    matrix_learning_rate: float = Field(0.02, gt=0)
+    """Peak learning rate of the weight matrices under optimizer=muon."""
+    optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
+    """muon: Muon on the matrices of the layers, AdamW on the rest."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Of AdamW."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """After the warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Linear warm-up."""
+    min_lr_share: float = Field(0.0, ge=0, le=1)
+    """Where cosine and linear end, as a share of the peak."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest global gradient norm; None: no clipping."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the newest checkpoints stay."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ...; None: cuda when there is one."""
+
+
+class EvalConfig(Section):
+    """Evaluation during and after training."""
+
+    every: int = Field(0, ge=0)
+    """Steps between evaluations on the validation split; 0: only at the end of the run, when `final` is set."""
+    final: Literal["auto", "none", "validation", "test"] = "auto"
+    """The split evaluated before the first step and after the last; auto: validation where the task has one."""
+    limit: int | None = Field(200, ge=1)
+    """Examples evaluated; None: all."""
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    """0: greedy; others: sampling."""
+    batch_rows: int = Field(64, ge=1)
+    """Rows generated at a time."""
+    bootstrap: int = Field(1000, ge=0)
+    """Resamples behind the 95% confidence intervals."""
+
+
+class LogConfig(Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Also log to these."""
+    project: str = "tutelage"
+    """Project name for W&B and trackio."""
+    progress: bool = True
+    """Show progress bars."""
+    samples: int = Field(3, ge=0)
+    """Completions shown before and after training."""
+
+
+class Recipe(Section):
+    """The keys of a run, each checked by itself; a YAML file holds any part of them."""
+
+    student: str | None = None
+    """Folder or hub name of the student (with student-model.init=config: of its config.json; teacher_layers: unused)."""
+    teacher: str | None = None
+    """Folder or hub name of the teacher; not needed for method=sft."""
+    output: Path = Path("runs/latest")
+    """The run's folder."""
+    method: str = "gkd"
+    """sft, seqkd, supervised_kd, on_policy_kd, imitkd, f_distill or gkd."""
+    divergence: str | None = None
+    """forward_kl, reverse_kl, jsd(0.5), jsd(0.5, rescale), total_variation, skew_forward_kl(0.1), ...; None: the method's."""
+    student_data_fraction: float | None = Field(None, ge=0, le=1)
+    """Share of steps trained on the student's own sequences (lambda); None: the method's."""
+    fraction_unit: Literal["step", "sequence"] = "step"
+    """step: the paper's one coin for the whole batch; sequence: one coin for each sequence."""
+    fixed_data: Literal["dataset", "teacher"] | None = None
+    """Where sequences come from that are not the student's; None: the method's."""
+    seed: int = 0
+    """Keys every random choice."""
+    resume: bool = False
+    """Go on from the newest checkpoint in `output`."""
+    overwrite: bool = False
+    """Delete an earlier run in `output`."""
+    student_model: StudentConfig = StudentConfig()
+    teacher_model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+
+
+class Config(Recipe):
+    """A whole run: a recipe whose keys fit together."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.divergence is not None:
+            divergences.parse(self.divergence)
+        if self.train.warmup_steps >= self.train.steps:
+            raise UserError(
+                f"train.warmup_steps is {self.train.warmup_steps}, but the run has only train.steps={self.train.steps}; "
+                "lower train.warmup_steps"
+            )
+        init = self.student_model.init
+        if init == "teacher_layers" and self.student_model.layers is None:
+            raise UserError(
+                "student_model.init=teacher_layers needs student_model.layers, the number of layers to keep"
+            )
+        if init != "teacher_layers" and self.student is None:
+            raise UserError(
+                "no student given: set --student to a folder or a hub name (or student_model.init=teacher_layers)"
+            )
+        return self
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The part of a configuration that a checkpoint must agree with: all that shapes the trajectory, nothing else."""
+    free = {"output", "resume", "overwrite", "log", "eval"}
+    kept = config.model_dump(mode="json", exclude=free)
+    for key in ("checkpoint_every", "keep_checkpoints", "device"):
+        kept["train"].pop(key)
+    return kept

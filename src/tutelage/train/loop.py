@@ -1,0 +1,168 @@
+"""The training loop, told top to bottom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.data.batching import micro_batches, token_weights
+from tutelage.errors import UserError
+from tutelage.models.student import Student
+from tutelage.rollout.log import RolloutLog
+from tutelage.rollout.native import NativeEngine
+from tutelage.sources import Mixture
+from tutelage.teacher.base import TeacherScorer
+from tutelage.train.checkpoint import Checkpoints
+from tutelage.train.config import Config
+from tutelage.train.metrics import MetricsWriter, Progress, Stopwatch
+from tutelage.train.optim import Optimizer
+from tutelage.train.signals import StopRequest
+from tutelage.train.tally import Tally
+from tutelage.types import MicroBatch, Rollout
+
+Evaluate = Callable[[int], Mapping[str, float]]
+
+
+@dataclass
+class Parts:
+    """Everything a run is made of, ready to go.
+
+    Attributes:
+        student: the module whose forward pass returns the loss.
+        teacher: None for runs on the negative log-likelihood.
+        engine: writes the student's sequences; None when no step needs them.
+        source: gives each step its rollouts.
+        optimizer: the update.
+        checkpoints: of this run.
+        log: the rollout log.
+        output: the run's folder.
+    """
+
+    student: Student
+    teacher: TeacherScorer | None
+    engine: NativeEngine | None
+    source: Mixture
+    optimizer: Optimizer
+    checkpoints: Checkpoints
+    log: RolloutLog
+    output: Path
+
+
+@dataclass
+class History:
+    """What the loop leaves behind, for the closing table.
+
+    Attributes:
+        records: the metrics of this process's steps, first to last.
+        watch: seconds by phase, of this process.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+
+def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> History:
+    """Runs the steps that are left.
+
+    Args:
+        parts: the run.
+        config: its configuration.
+        evaluate: called every `eval.every` steps with the number of steps done; its numbers join the metrics.
+
+    Raises:
+        UserError: the loss or a gradient is not finite; the batch is saved first.
+        Interrupted: SIGTERM or Ctrl-C, after the step under way and its checkpoint.
+    """
+    first = restore(parts)
+    history = History(watch=Stopwatch(parts.student.model.device))
+    watch = history.watch
+    with (
+        MetricsWriter(parts.output / "metrics.jsonl", config, config.log.trackers, start_step=first) as writer,
+        Progress(config.train.steps, watch, done=first, show=config.log.progress) as progress,
+        StopRequest() as stop,
+    ):
+        for step in range(first, config.train.steps):
+            before = dict(watch.seconds)
+            with watch.phase("rollout"):
+                if parts.engine is not None:
+                    parts.engine.publish(version=step)
+                rollouts = parts.source.next(step)
+
+            # Weights come from the counts of the whole batch, before it is cut: the cut cannot change the gradient.
+            weights = token_weights(rollouts, config.loss.normalisation)
+            tally = Tally(rollouts)
+            parts.student.module.train()
+            for micro in micro_batches(rollouts, weights, parts.student.model, config.train.micro_batch_tokens):
+                with watch.phase("teacher"):
+                    signal = parts.teacher.score(micro) if parts.teacher is not None else None
+                with watch.phase("update"):
+                    output = parts.student(micro, signal)
+                    output.loss.backward()
+                    tally.add(output)
+
+            with watch.phase("update"):
+                grad_norm, learning_rate = parts.optimizer.step(step)
+                record = tally.record(grad_norm)
+            if not record["finite"]:
+                raise UserError(save_failure(parts.output, step, rollouts, record))
+
+            record = {
+                "step": step + 1,
+                **{k: v for k, v in record.items() if k != "finite"},
+                "learning_rate": learning_rate,
+                "seconds": {name: total - before.get(name, 0.0) for name, total in watch.seconds.items()},
+            }
+            done = step + 1
+            if evaluate is not None and config.eval.every and done % config.eval.every == 0:
+                with watch.phase("evaluate"):
+                    record["evaluation"] = dict(evaluate(done))
+            writer.write(record)
+            history.records.append(record)
+            progress.update(done, record["loss"], record["tokens"])
+            if done % config.train.checkpoint_every == 0 or done == config.train.steps or stop.requested:
+                with watch.phase("checkpoint"):
+                    save(parts, done)
+            stop.leave_if_requested(done, config.output)
+    return history
+
+
+def restore(parts: Parts) -> int:
+    """Loads the newest checkpoint, if any; returns the steps done."""
+    loaded = parts.checkpoints.load()
+    if loaded is None:
+        return 0
+    step, state = loaded
+    parts.optimizer.load_state_dict(state["optimizer"])
+    return step
+
+
+def save(parts: Parts, step: int) -> None:
+    """The rollout log first: a checkpoint never knows more than the log on disk."""
+    parts.log.sync()
+    parts.checkpoints.save(step, {"optimizer": parts.optimizer.state_dict()})
+
+
+def save_failure(output: Path, step: int, rollouts: list[Rollout], record: Mapping[str, Any]) -> str:
+    """Saves the batch behind a loss or gradient that is not finite, and says what to do."""
+    path = output / f"failed-step-{step + 1:08d}.json"
+    seen = {k: repr(v) for k, v in record.items()}
+    path.write_text(json.dumps({"step": step + 1, "record": seen, "rollouts": [asdict(r) for r in rollouts]}))
+    return (
+        f"step {step + 1}: the loss is {record['loss']} and the gradient norm {record['grad_norm']}; the weights were not updated. "
+        f"The batch is in {path}. Lower train.learning_rate or raise train.warmup_steps, then go on from the last checkpoint with "
+        "--resume; a divergence that is infinite where the teacher gives no mass (reverse_kl) becomes finite as jsd(0.9) or "
+        "skew_reverse_kl"
+    )
+
+
+def forward_backward(parts: Parts, micro: MicroBatch) -> torch.Tensor:
+    """One micro-batch by itself: adds its gradients and returns its loss (for tests and experiments)."""
+    signal = parts.teacher.score(micro) if parts.teacher is not None else None
+    loss = parts.student(micro, signal).loss
+    loss.backward()
+    return loss.detach()

@@ -1,0 +1,130 @@
+"""Optimisers from libraries, learning-rate schedules, float32 master weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.train.config import TrainConfig
+
+
+class Optimizer:
+    """The update: gradients of all micro-batches are added up in float32, clipped, and applied to float32 weights.
+
+    bfloat16 parameters get float32 master weights. A master's gradient takes each micro-batch's bfloat16 gradient as
+    soon as it is complete, and the parameter is rounded from its master after the step.
+
+    Args:
+        module: whose trainable parameters are updated.
+        config: optimiser, rates, schedule, clipping.
+    """
+
+    def __init__(self, module: nn.Module, config: TrainConfig) -> None:
+        self.config = config
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.masters = {name: _master(p) for name, p in self.parameters.items()}
+        embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+        matrices = {
+            name
+            for name, p in self.parameters.items()
+            if p.ndim == 2 and id(p) not in embeddings and not name.endswith("lm_head.weight")
+        }
+        self.optimizers = self._build(matrices if config.optimizer == "muon" else set())
+
+    def step(self, step: int) -> tuple[Tensor, float]:
+        """Clips, updates and clears the gradients.
+
+        Args:
+            step: from 0; decides the learning rate.
+
+        Returns:
+            The gradient norm before clipping (a 0-d tensor; NaN or infinite when a gradient is: nothing is updated
+            then), and the learning rate.
+        """
+        gradients = [m.grad for m in self.masters.values() if m.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        share = schedule(step, self.config)
+        if not torch.isfinite(norm):
+            return norm, share * self.config.learning_rate
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(list(self.masters.values()), self.config.clip_norm, norm)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * share
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if self.masters[name] is not parameter:
+                    parameter.copy_(self.masters[name])
+        return norm, share * self.config.learning_rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights in float32 by name, and the optimisers' states."""
+        return {
+            "weights": {name: m.detach() for name, m in self.masters.items()},
+            "optimizers": [o.state_dict() for o in self.optimizers],
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores weights and optimisers; names and shapes must be this model's."""
+        for name, parameter in self.parameters.items():
+            self.masters[name].copy_(state["weights"][name])
+            parameter.copy_(self.masters[name])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+    def _build(self, matrices: set[str]) -> list[torch.optim.Optimizer]:
+        config = self.config
+        rest = [m for name, m in self.masters.items() if name not in matrices]
+        built: list[torch.optim.Optimizer] = []
+        if matrices:
+            chosen = [self.masters[name] for name in self.masters if name in matrices]
+            group = {"params": chosen, "peak_lr": config.matrix_learning_rate}
+            built.append(torch.optim.Muon([group], lr=config.matrix_learning_rate, weight_decay=config.weight_decay))
+        groups = [{"params": rest, "peak_lr": config.learning_rate}]
+        if config.optimizer == "adafactor":
+            built.append(torch.optim.Adafactor(groups, lr=config.learning_rate, weight_decay=config.weight_decay))
+        elif rest:
+            built.append(
+                torch.optim.AdamW(
+                    groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+                )
+            )
+        return built
+
+
+def _master(parameter: nn.Parameter) -> Tensor:
+    """The float32 weight that is optimised: the parameter itself when it is float32 already."""
+    if parameter.dtype == torch.float32:
+        return parameter
+    master = parameter.detach().float().requires_grad_(True)
+
+    def take(p: Tensor) -> None:
+        if p.grad is not None:
+            master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
+            p.grad = None
+
+    parameter.register_post_accumulate_grad_hook(take)
+    return master
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """The learning rate of a step as a share of its peak: linear warm-up, then cosine, linear or constant."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    left = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return config.min_lr_share + (1.0 - config.min_lr_share) * left
+
+
+def trainable_bytes(parameters: Iterable[Tensor]) -> int:
+    """Bytes of a checkpoint of these parameters: float32 weights and at most two float32 moments each."""
+    return 12 * sum(p.numel() for p in parameters if p.requires_grad)

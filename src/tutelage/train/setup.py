@@ -1,0 +1,180 @@
+"""Makes the parts of a run out of its configuration; every check of the input happens here, before any long work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from tutelage.data.prompts import PromptStream
+from tutelage.errors import UserError
+from tutelage.models import load, vocabulary
+from tutelage.models.language_model import LanguageModel
+from tutelage.models.student import Student
+from tutelage.rollout.base import Sampling
+from tutelage.rollout.log import RolloutLog
+from tutelage.rollout.native import NativeEngine
+from tutelage.sources import DatasetSource, EngineSource, FirstDraw, Mixture, Source
+from tutelage.tasks import Task, load_task
+from tutelage.tasks.encode import Encoding, encode_split
+from tutelage.teacher.local import LocalTeacher
+from tutelage.train import config_io
+from tutelage.train.checkpoint import Checkpoints, check_identity, require_space
+from tutelage.train.config import Config, identity
+from tutelage.train.loop import Parts
+from tutelage.train.methods import Objective, resolve
+from tutelage.train.optim import Optimizer, trainable_bytes
+
+_OURS = ("checkpoints", "rollouts", "model", "config.yaml", "run.json", "metrics.jsonl", "tensorboard")
+
+
+def prepare(
+    config: Config, *, student: LanguageModel | None = None, teacher: LanguageModel | None = None, task: Task | None = None
+) -> tuple[Parts, Task]:
+    """Loads, checks and connects everything.
+
+    Args:
+        config: the run.
+        student, teacher, task: live objects in place of what the configuration names.
+
+    Raises:
+        UserError: anything wrong with the configuration, the data, the models or the output folder.
+    """
+    objective = resolve(config)
+    prepare_output(config)
+    task = task or load_task(config.task.name, data=config.task.data, **config.task.options)
+    torch.manual_seed(config.seed)
+    device = pick_device(config.train.device)
+    wants_teacher = objective.needs_teacher or config.student_model.init == "teacher_layers"
+    if wants_teacher and teacher is None:
+        assert config.teacher is not None  # methods.resolve has seen to it
+        teacher = load.load_teacher(config.teacher, config.teacher_model, device)
+    student = student or load.load_student(config.student, config.student_model, teacher, device)
+    if teacher is not None:
+        vocabulary.agree(student, teacher)
+    parts = connect(config, objective, student, teacher if objective.needs_teacher else None, task)
+    copies = config.train.keep_checkpoints + 2  # the one being written, and the finished student
+    if not config.resume:
+        require_space(config.output, copies * trainable_bytes(student.module.parameters()))
+    return parts, task
+
+
+def connect(config: Config, objective: Objective, student: LanguageModel, teacher: LanguageModel | None, task: Task) -> Parts:
+    """Sources, loss, optimiser and log around loaded models."""
+    sampling = sampling_of(config, task)
+    encoding = encoding_of(config, student, task)
+    prompts = encode_split(task, "train", encoding)
+    if objective.fixed_data == "dataset" and objective.student_data_fraction < 1 and isinstance(prompts, list):
+        DatasetSource().rollouts(PromptStream(prompts, config.seed).batch(0, len(prompts)))  # a missing reference raises now
+    check_positions(student, encoding, sampling)
+    log = RolloutLog(config.output / "rollouts")
+    fixed: Source = DatasetSource()
+    if objective.fixed_data == "teacher":
+        assert teacher is not None
+        greedy = Sampling(sampling.max_new_tokens, temperature=config.rollout.teacher_temperature)
+        writer = NativeEngine(teacher, config.rollout.batch_rows)
+        fixed = FirstDraw(EngineSource(writer, greedy, config.seed, "teacher"), log)
+    engine = NativeEngine(student, config.rollout.batch_rows) if objective.student_data_fraction > 0 else None
+    on_policy = EngineSource(engine, sampling, config.seed, "student") if engine is not None else None
+    module = Student(student, objective.divergence, config.loss.temperature, config.loss.budget_mb * 2**20)
+    return Parts(
+        student=module,
+        teacher=LocalTeacher(teacher) if teacher is not None and objective.divergence is not None else None,
+        engine=engine,
+        source=Mixture(
+            PromptStream(prompts, config.seed),
+            config.train.batch_size,
+            on_policy,
+            fixed,
+            objective.student_data_fraction,
+            config.fraction_unit,
+            config.seed,
+            log,
+        ),
+        optimizer=Optimizer(module, config.train),
+        checkpoints=Checkpoints(config.output / "checkpoints", config),
+        log=log,
+        output=config.output,
+    )
+
+
+def sampling_of(config: Config, task: Task) -> Sampling:
+    """How the student writes: the configuration's choices over the task's defaults."""
+    chosen, default = config.rollout, task.generation
+    return Sampling(
+        max_new_tokens=chosen.max_new_tokens or default.max_new_tokens,
+        temperature=default.temperature if chosen.temperature is None else chosen.temperature,
+        top_p=default.top_p if chosen.top_p is None else chosen.top_p,
+        top_k=default.top_k if chosen.top_k is None else chosen.top_k,
+    )
+
+
+def encoding_of(config: Config, student: LanguageModel, task: Task) -> Encoding:
+    """How examples become token ids for this student."""
+    return Encoding(
+        student.tokenizer,
+        student.is_encoder_decoder,
+        config.task.max_prompt_tokens or task.generation.max_prompt_tokens,
+        None,
+        config.task.use_chat,
+        config.task.skip_long_prompts,
+    )
+
+
+def check_positions(model: LanguageModel, encoding: Encoding, sampling: Sampling) -> None:
+    """Raises UserError when prompt and completion together could pass the model's last position."""
+    limit = model.max_positions
+    longest = sampling.max_new_tokens + (0 if model.is_encoder_decoder else encoding.max_prompt_tokens)
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"{model.name} has {limit} positions, but prompts of up to {encoding.max_prompt_tokens} and completions of up to "
+            f"{sampling.max_new_tokens} tokens are allowed; lower task.max_prompt_tokens or rollout.max_new_tokens"
+        )
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device asked for, or the GPU when there is one."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"train.device={name}, but torch sees no CUDA device; drop the option to use the CPU")
+    return device
+
+
+def prepare_output(config: Config) -> None:
+    """Makes the run's folder, or checks that the run in it is the one to resume.
+
+    Raises:
+        UserError: it cannot be written, holds a run already, or holds another run than the one to resume.
+    """
+    folder = config.output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to the output folder {folder}: {error.strerror}; choose another --output") from error
+    record = folder / "run.json"
+    if config.overwrite and not config.resume:
+        for name in _OURS:
+            _remove(folder / name)
+    elif record.exists() and config.resume:
+        check_identity(json.loads(record.read_text()), config, f"the run in {folder}")
+    elif record.exists():
+        raise UserError(f"{folder} already holds a run: go on with it (--resume), delete it (--overwrite), or choose another --output")
+    partial = folder / ".run.json"
+    partial.write_text(json.dumps(identity(config), indent=1))
+    os.replace(partial, record)
+    config_io.save(config, folder / "config.yaml")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()

@@ -1,0 +1,59 @@
+"""SIGTERM and Ctrl-C: finish the step, write a checkpoint, leave."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+
+class Interrupted(Exception):  # noqa: N818 - an interruption is no error
+    """The run was asked to stop and has checkpointed.
+
+    Attributes:
+        signal_number: the signal received; a process ends with 128 + it.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class StopRequest:
+    """Turns the first SIGTERM or SIGINT into a request, within its context; a second one acts at once.
+
+    Signal handlers belong to the main thread; in any other, signals are left alone.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._number = 0
+        self._earlier: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._earlier[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def leave_if_requested(self, step: int, output: Path) -> None:
+        """Raises Interrupted when a signal came; the caller has written the checkpoint of `step`."""
+        if self.requested:
+            name = signal.Signals(self._number).name
+            raise Interrupted(f"{name}: stopped after step {step}, go on with --resume --output {output}", self._number)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.requested, self._number = True, number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._earlier = {}

@@ -1,0 +1,253 @@
+"""What chunking must not change, and what it must save."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tutelage import divergences
+from tutelage.divergences import Divergence
+from tutelage.errors import UserError
+from tutelage.fused import chunked, linear_divergence, linear_nll
+from tutelage.types import LMHead
+
+TOKENS, VOCAB, SIZE = 64, 501, 16
+
+
+def random(*shape, seed, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+class Problem:
+    """One student, one teacher and 64 tokens; leaves require gradients."""
+
+    def __init__(self, dtype=torch.float64):
+        self.hidden = random(TOKENS, SIZE, seed=1, dtype=dtype).requires_grad_()
+        self.weight = random(VOCAB, SIZE, seed=2, dtype=dtype).requires_grad_()
+        self.teacher_hidden = random(TOKENS, 2 * SIZE, seed=3, dtype=dtype)
+        self.teacher_head = LMHead(random(VOCAB, 2 * SIZE, seed=4, dtype=dtype) / 2)
+        self.token_weights = random(TOKENS, seed=5).abs() + 0.1
+
+    def loss(self, divergence="jsd(0.5)", order=slice(None), **options):
+        return linear_divergence(
+            self.hidden[order],
+            LMHead(self.weight),
+            self.teacher_hidden[order],
+            self.teacher_head,
+            divergence,
+            self.token_weights[order],
+            **options,
+        )
+
+    def gradients(self, **options):
+        return torch.autograd.grad(self.loss(**options), (self.hidden, self.weight))
+
+
+def exact_twin(half):
+    """The same numbers in float64."""
+    exact = Problem()
+    for name in ("hidden", "weight", "teacher_hidden"):
+        setattr(exact, name, getattr(half, name).detach().double().requires_grad_(name != "teacher_hidden"))
+    exact.teacher_head = LMHead(half.teacher_head.weight.double())
+    return exact
+
+
+class Watch(TorchDispatchMode):
+    """Records the largest tensor made and the matrix products run."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest, self.products = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.numel())
+        self.products += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        return result
+
+
+@pytest.mark.parametrize("budget_bytes", [1, 100_000, 300_000, 2**30])
+def test_budget_does_not_change_the_result(budget_bytes):
+    problem = Problem()
+    expected = problem.loss(implementation="reference").item()
+    assert problem.loss(budget_bytes=budget_bytes).item() == pytest.approx(expected, rel=1e-12)
+    torch.testing.assert_close(
+        problem.gradients(budget_bytes=budget_bytes),
+        problem.gradients(implementation="reference"),
+        rtol=1e-10,
+        atol=1e-13,
+    )
+
+
+def test_order_of_tokens_does_not_change_the_result():
+    problem = Problem()
+    order = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(0))
+    assert problem.loss(order=order, budget_bytes=100_000).item() == pytest.approx(problem.loss().item(), rel=1e-12)
+    torch.testing.assert_close(problem.gradients(order=order, budget_bytes=100_000), problem.gradients())
+
+
+def test_parts_add_up_to_the_whole():
+    """Micro-batches: the weighted sums and gradients of two halves are those of the whole."""
+    problem = Problem()
+    halves = [slice(0, 23), slice(23, TOKENS)]
+    assert sum(problem.loss(order=half).item() for half in halves) == pytest.approx(problem.loss().item(), rel=1e-12)
+    first, second = (problem.gradients(order=half)[1] for half in halves)
+    torch.testing.assert_close(first + second, problem.gradients()[1])
+
+
+@pytest.mark.parametrize("budget_bytes", [50_000, 200_000])
+def test_memory_stays_under_the_budget(budget_bytes):
+    problem = Problem()
+    problem.weight.requires_grad_(False)
+    with Watch() as watch:
+        problem.loss(budget_bytes=budget_bytes, return_stats=True)[0].backward()
+    largest_input = max(problem.weight.numel(), problem.teacher_head.weight.numel())
+    assert watch.largest <= max(budget_bytes // 16, largest_input) < TOKENS * VOCAB
+    with Watch() as watch:
+        problem.loss(implementation="reference").backward()
+    assert watch.largest >= TOKENS * VOCAB  # the watch does see what the twin holds
+
+
+def test_matrix_products_are_the_floor():
+    problem = Problem()
+    with Watch() as full:
+        problem.loss(return_stats=True)[0].backward()
+    problem.weight.requires_grad_(False)
+    with Watch() as frozen:
+        problem.loss().backward()
+    with Watch() as value_only, torch.no_grad():
+        problem.loss(return_stats=True)
+    assert (full.products, frozen.products, value_only.products) == (4, 3, 2)
+
+
+def test_frozen_and_tied_heads():
+    problem = Problem()
+    expected = problem.gradients()
+    problem.weight.requires_grad_(False)
+    (frozen,) = torch.autograd.grad(problem.loss(), problem.hidden)
+    torch.testing.assert_close(frozen, expected[0])
+
+    table = problem.weight.detach().clone().requires_grad_()
+    tokens = torch.arange(TOKENS) % VOCAB
+    results = []
+    for implementation in ("reference", "chunked"):
+        hidden = torch.tanh(table[tokens])
+        head, teacher = LMHead(table), (problem.teacher_hidden, problem.teacher_head)
+        loss = linear_divergence(
+            hidden, head, *teacher, "forward_kl", problem.token_weights, implementation=implementation
+        )
+        results.append(torch.autograd.grad(loss, table)[0])
+    torch.testing.assert_close(*results)
+
+
+def test_nothing_to_differentiate():
+    problem = Problem()
+    expected = problem.loss().item()
+    with torch.no_grad():
+        loss = problem.loss()
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(expected, rel=1e-14)
+    with torch.no_grad():
+        nll = linear_nll(problem.hidden, LMHead(problem.weight), torch.arange(TOKENS), problem.token_weights)
+    assert not nll.requires_grad
+
+
+def test_backward_scales_and_accumulates():
+    problem = Problem()
+    expected = problem.gradients()
+    loss = problem.loss()
+    loss.backward(retain_graph=True)
+    loss.backward(retain_graph=True)
+    (3 * loss).backward()
+    torch.testing.assert_close(problem.hidden.grad, 5 * expected[0])
+    torch.testing.assert_close(problem.weight.grad, 5 * expected[1])
+
+
+def test_statistics_carry_no_gradient():
+    _, stats = Problem().loss(return_stats=True)
+    assert not any(getattr(stats, name).requires_grad for name in ("divergence", "forward_kl", "agreement"))
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd(0.5)"])
+def test_bfloat16_within_its_rounding_of_float64(divergence):
+    """bfloat16 rounds to 8 bits: logits of size ~10 are off by up to 2^-9 * 10 = 0.02, and gradients by a few percent."""
+    half = Problem(torch.bfloat16)
+    exact = exact_twin(half)
+    loss = half.loss(divergence=divergence, budget_bytes=100_000)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.loss(divergence=divergence).item(), rel=5e-3)
+    pairs = zip(half.gradients(divergence=divergence), exact.gradients(divergence=divergence), strict=True)
+    for approximate, gradient in pairs:
+        assert approximate.dtype == torch.bfloat16
+        assert (approximate.double() - gradient).norm() / gradient.norm() < 0.02
+
+
+def test_many_chunks_do_not_lose_the_bfloat16_weight_gradient():
+    """1,024 equal parts: a bfloat16 sum would stop growing at about 256 of them."""
+    weight = random(8, SIZE, seed=1, dtype=torch.bfloat16).requires_grad_()
+    teacher = LMHead(random(8, SIZE, seed=2, dtype=torch.bfloat16))
+    hidden = random(1, SIZE, seed=3, dtype=torch.bfloat16)
+
+    def gradient(tokens):
+        inputs = (hidden.expand(tokens, -1), LMHead(weight), hidden.expand(tokens, -1), teacher)
+        loss = linear_divergence(*inputs, "forward_kl", torch.ones(tokens), budget_bytes=1)
+        return torch.autograd.grad(loss, weight)[0].double()
+
+    torch.testing.assert_close(gradient(1024), 1024 * gradient(1), rtol=2**-7, atol=1e-3)
+
+
+def test_equal_models_have_zero_divergence_in_bfloat16():
+    problem = Problem(torch.bfloat16)
+    inputs = (problem.hidden, LMHead(problem.weight))
+    total, stats = linear_divergence(*inputs, *inputs, "jsd(0.5)", problem.token_weights, return_stats=True)
+    assert abs(total.item()) < 2e-5
+    assert stats.forward_kl.abs().max() == 0
+    assert stats.reverse_kl.abs().max() == 0
+    assert stats.agreement.min() == 1
+
+
+def test_autocast_runs_products_in_bfloat16_and_keeps_master_weights():
+    problem, half = Problem(torch.float32), Problem(torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = problem.loss()
+        hidden_grad, weight_grad = torch.autograd.grad(loss, (problem.hidden, problem.weight))
+    assert loss.item() == pytest.approx(half.loss().item(), rel=1e-6)
+    assert hidden_grad.dtype == weight_grad.dtype == torch.float32
+    torch.testing.assert_close(weight_grad, half.gradients()[1].float(), rtol=0.01, atol=1e-3)
+
+
+def test_registered_divergence_through_autograd():
+    squared = Divergence("squared_hellinger", lambda t, s: 1 - ((t + s) / 2).exp().sum(-1))
+    problem = Problem()
+    torch.testing.assert_close(
+        problem.gradients(divergence=squared, budget_bytes=100_000),
+        problem.gradients(divergence=squared, implementation="reference"),
+    )
+
+
+def test_closed_form_runs_on_tiles_only():
+    """The divergence is called once a tile, never on all tokens."""
+    seen = []
+    jsd = divergences.parse("jsd(0.5)")
+
+    def closed_form(teacher, student):
+        seen.append(len(student.logp))
+        return jsd.closed_form(teacher, student)
+
+    Problem().loss(divergence=Divergence("spy", jsd.value, closed_form), budget_bytes=400_000)
+    assert sum(seen) == TOKENS
+    assert max(seen) == 400_000 // 2 // (VOCAB * 8 * 8)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "budget_bytes", "expected"),
+    [(0, 1000, (1, 1)), (10, 1, (1, 1)), (100, 80_000, (34, 10)), (100, 2**40, (100, 100))],
+)
+def test_plan(tokens, budget_bytes, expected):
+    # 1000 bytes of projections a token; the tile takes 125 * 4 bytes * 8 buffers = 4000 bytes a token.
+    assert chunked.plan(tokens, 125, 1000, torch.bfloat16, "cpu", budget_bytes) == expected
+
+
+def test_budget_must_be_positive():
+    with pytest.raises(UserError, match="memory budget is 0 bytes"):
+        Problem().loss(budget_bytes=0)

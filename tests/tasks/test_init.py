@@ -1,0 +1,40 @@
+import json
+
+import pytest
+
+from tutelage.errors import UserError
+from tutelage.tasks import TASKS, Task, load_task, task_options
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_task_loads_and_keeps_the_protocol(name, tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps({}) + "\n")
+    task = load_task(name, data=None if name == "arithmetic" else str(tmp_path))
+    assert isinstance(task, Task)
+    assert task.name == name
+
+
+def test_options_reach_the_task():
+    task = load_task("arithmetic", train_size=7, steps=(2, 2))
+    assert len(task.examples("train")) == 7
+    assert all(example["answer"].count("=") == 2 for example in task.examples("train"))
+
+
+def test_task_options():
+    assert task_options("arithmetic") == [
+        "seed", "level", "steps", "largest_operand", "train_size", "validation_size", "test_size"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("arithmetik", {}, "there is no task 'arithmetik'; did you mean 'arithmetic'"),
+        ("zzz", {}, r"there is no task 'zzz'\. Known: arithmetic, gsm8k"),
+        ("arithmetic", {"trainsize": 3}, "the arithmetic task has no option 'trainsize'; did you mean 'train_size'"),
+        ("jsonl", {"prompt_colum": "q"}, "the jsonl task has no option 'prompt_colum'; did you mean 'prompt_column'"),
+    ],
+)
+def test_unknown_names(name, options, message):
+    with pytest.raises(UserError, match=message):
+        load_task(name, **options)

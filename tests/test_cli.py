@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tutelage import __version__, cli
+from tutelage.errors import UserError
+from tutelage.train.signals import Interrupted
+
+MODELS = ["--student", "s", "--teacher", "t"]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "student: s\nteacher: t\n"
+        "task: {name: gsm8k, options: {shots: 4, split: main}}\n"
+        "train: {steps: 7, batch_size: 5, learning_rate: 1e-4}\n"
+        "eval: {temperatures: [0.0, 0.7]}\n"
+    )
+    return str(path)
+
+
+def test_options_go_before_the_recipe_and_the_recipe_before_defaults(recipe: str) -> None:
+    config = cli.train_config([recipe, "--train.steps", "9", "--teacher=other"])
+    assert (config.train.steps, config.train.batch_size, config.train.checkpoint_every) == (9, 5, 100)
+    assert (config.student, config.teacher) == ("s", "other")
+    assert config.eval.temperatures == (0.0, 0.7)
+
+
+def test_the_recipe_may_stand_after_the_options(recipe: str) -> None:
+    assert cli.train_config(["--train.steps", "9", recipe]).train.batch_size == 5
+
+
+def test_an_option_can_restore_a_default_over_the_recipe(recipe: str) -> None:
+    assert cli.train_config([recipe, "--train.batch-size", "32"]).train.batch_size == 32
+
+
+@pytest.mark.parametrize("spelling", ["--train.batch-size", "--train.batch_size"])
+def test_both_spellings(spelling: str) -> None:
+    assert cli.train_config([*MODELS, spelling, "3"]).train.batch_size == 3
+
+
+def test_flags_tuples_none_and_nested_sections() -> None:
+    config = cli.train_config(
+        MODELS
+        + shlex.split("--resume --log.no-progress --train.clip-norm None --train.betas 0.8 0.9 --log.trackers wandb")
+        + shlex.split("--student-model.lora.target-modules q_proj v_proj")
+    )
+    assert config.resume
+    assert not config.log.progress
+    assert config.train.clip_norm is None
+    assert config.train.betas == (0.8, 0.9)
+    assert config.student_model.lora.target_modules == ("q_proj", "v_proj")
+    assert config.log.trackers == ("wandb",)
+
+
+def test_mappings_are_given_key_by_key_and_join_those_of_the_recipe(recipe: str) -> None:
+    options = ["--task.options.prompt-column", "question", "--task.options", "limit", "3", "shots", "8"]
+    config = cli.train_config([recipe, *options, "--teacher_model.quantization.load_in_4bit=true"])
+    assert config.task.options == {"shots": 8, "split": "main", "prompt_column": "question", "limit": 3}
+    assert config.teacher_model.quantization == {"load_in_4bit": True}
+
+
+@pytest.mark.parametrize("options", [["--task.options.a"], ["--task.options", "a"], ["--task.options", "--resume"]])
+def test_a_mapping_name_without_a_value(options: list[str]) -> None:
+    with pytest.raises(UserError, match="needs a value for every name"):
+        cli.train_config([*MODELS, *options])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "unknown command 'trian': did you mean 'train'?"),
+        (["train"], "no student given: set --student"),
+        (["train", *MODELS, "--train.steps", "0"], "train.steps: saw 0, needs greater than or equal to 1"),
+        (["train", *MODELS, "--divergence", "jsd(1.0)"], "outside (0, 1)"),
+        (["train", "no-such.yaml"], "cannot read the recipe no-such.yaml"),
+    ],
+)
+def test_wrong_input_is_one_message_and_status_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(argv) == 2
+    output = capsys.readouterr()
+    assert message in output.err
+    assert "Traceback" not in output.err
+    assert output.out == ""
+
+
+def test_unknown_option_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["train", *MODELS, "--train.step", "5"])
+    assert left.value.code == 2
+    assert "--train.steps" in capsys.readouterr().err
+
+
+def test_unknown_key_in_the_recipe_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("train: {step: 5}\n")
+    assert cli.main(["train", str(path)]) == 2
+    assert "unknown key train.step; did you mean train.steps?" in capsys.readouterr().err
+
+
+def test_help_comes_from_the_configuration_with_the_recipe_as_default(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["train", recipe, "--help"])
+    assert left.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--train.steps INT Optimiser steps. (default: 7)" in text
+    assert "task.options" in text
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (UserError("no [mem] left"), 2),
+        (Interrupted("stopped after step 3", signal.SIGTERM), 143),
+        (Interrupted("stopped after step 3", signal.SIGINT), 130),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_status(
+    raised: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(argv: Any) -> None:
+        raise raised
+
+    monkeypatch.setitem(cli.COMMANDS, "train", command)
+    assert cli.main(["train"]) == status
+    assert str(raised) in capsys.readouterr().err
+
+
+def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+    assert cli.main([]) == 0
+    usage = capsys.readouterr().out
+    assert [command for command in cli.COMMANDS if f"tutelage {command} " not in usage] == []
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    code = "import sys, tutelage.cli; tutelage.cli.main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0

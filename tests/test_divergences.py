@@ -1,0 +1,247 @@
+"""Values of the divergences and of their closed-form derivatives."""
+
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tutelage import divergences as d
+from tutelage.errors import UserError
+
+SPELLINGS = [
+    "forward_kl",
+    "reverse_kl",
+    "jsd(0.1)",
+    "jsd(0.5)",
+    "jsd(0.9)",
+    "jsd(0.9, rescale)",
+    "total_variation",
+    "skew_forward_kl(0.1)",
+    "skew_reverse_kl(0.1)",
+]
+BOUNDED = [s for s in SPELLINGS if s not in ("forward_kl", "reverse_kl")]
+P = torch.tensor([0.6, 0.35, 0.05], dtype=torch.float64).log()
+Q = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
+LEFT = torch.tensor([0.0, -math.inf], dtype=torch.float64)
+RIGHT = torch.tensor([-math.inf, 0.0], dtype=torch.float64)
+
+
+def random_logp(*shape, seed=0, spread=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(*shape, generator=generator, dtype=torch.float64) * spread).log_softmax(-1)
+
+
+def score(spelling, teacher_logp, student_logp):
+    return d.parse(spelling).score(d.Distribution.of(teacher_logp), d.Distribution.of(student_logp))
+
+
+@pytest.mark.parametrize(
+    ("spelling", "expected"),
+    [
+        ("forward_kl", 0.597991),
+        ("reverse_kl", 0.885325),
+        ("total_variation", 0.45),
+        ("jsd(0.1)", 0.053912),
+        ("jsd(0.5)", 0.160128),
+        ("jsd(0.9)", 0.071156),
+        # By hand: P / (0.1 P + 0.9 Q) = .6/.24, .35/.305, .05/.455 and Q / (0.9 P + 0.1 Q) = .2/.56, .3/.345, .5/.095.
+        (
+            "skew_forward_kl(0.1)",
+            0.6 * math.log(0.6 / 0.24) + 0.35 * math.log(0.35 / 0.305) + 0.05 * math.log(0.05 / 0.455),
+        ),
+        (
+            "skew_reverse_kl(0.1)",
+            0.2 * math.log(0.2 / 0.56) + 0.3 * math.log(0.3 / 0.345) + 0.5 * math.log(0.5 / 0.095),
+        ),
+    ],
+)
+def test_values_at_a_known_pair(spelling, expected):
+    assert d.parse(spelling).value(P, Q).item() == pytest.approx(expected, abs=6e-7)
+    assert score(spelling, P, Q)[0].item() == pytest.approx(expected, abs=6e-7)
+
+
+def test_jsd_limits_are_the_two_kls():
+    assert (d.jsd(P, Q, 1e-4) / 1e-4).item() == pytest.approx(0.597930, abs=6e-7)
+    assert (d.jsd(P, Q, 1 - 1e-7) / 1e-7).item() == pytest.approx(d.reverse_kl(P, Q).item(), abs=1e-5)
+    assert d.jsd(P, Q, 1e-7, rescale=True).item() == pytest.approx(d.forward_kl(P, Q).item(), abs=1e-5)
+    assert d.jsd(P, Q, 1 - 1e-7, rescale=True).item() == pytest.approx(d.reverse_kl(P, Q).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.37, 0.5])
+def test_jsd_swaps_arguments_with_beta(beta):
+    assert d.jsd(P, Q, beta).item() == pytest.approx(d.jsd(Q, P, 1 - beta).item(), abs=1e-14)
+    assert d.jsd(P, Q, beta, rescale=True).item() == pytest.approx(d.jsd(P, Q, beta).item() / (beta * (1 - beta)))
+
+
+@pytest.mark.parametrize(
+    ("spelling", "expected"),
+    [
+        ("forward_kl", math.inf),
+        ("reverse_kl", math.inf),
+        ("total_variation", 1.0),
+        ("jsd(0.5)", math.log(2)),
+        ("jsd(0.1)", 0.325083),
+        ("jsd(0.9)", 0.325083),
+        ("skew_forward_kl(0.1)", math.log(10)),
+        ("skew_reverse_kl(0.1)", math.log(10)),
+    ],
+)
+def test_disjoint_supports(spelling, expected):
+    assert d.parse(spelling).value(LEFT, RIGHT).item() == pytest.approx(expected, abs=6e-7)
+    assert score(spelling, LEFT, RIGHT)[0].item() == pytest.approx(expected, abs=6e-7)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_tokens_outside_both_supports_change_nothing(spelling):
+    nowhere = torch.tensor([-math.inf], dtype=torch.float64)
+    wide_p, wide_q = torch.cat([nowhere, P, nowhere]), torch.cat([nowhere, Q, nowhere])
+    divergence = d.parse(spelling)
+    assert divergence.value(wide_p, wide_q).item() == pytest.approx(divergence.value(P, Q).item(), abs=1e-15)
+    gradient = divergence.student_grad(wide_p, wide_q)
+    torch.testing.assert_close(gradient[1:-1], divergence.student_grad(P, Q), rtol=0, atol=1e-15)
+    assert gradient[0] == gradient[-1] == 0
+
+
+@pytest.mark.parametrize("spelling", BOUNDED)
+@pytest.mark.parametrize("logp", [-103.0, -200.0, -1e4])
+def test_probabilities_that_underflow_stay_finite(spelling, logp):
+    teacher = torch.tensor([0.0, logp, -math.inf])
+    student = torch.tensor([logp, 0.0, logp])
+    values, gradient = score(spelling, teacher, student)
+    assert values.isfinite()
+    assert gradient.isfinite().all()
+    expected = d.parse(spelling).value(LEFT, RIGHT).item()
+    assert values.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_value_is_zero_between_equals_and_one_token(spelling):
+    logp = random_logp(4, 37)
+    assert d.parse(spelling).value(logp, logp).abs().max() < 1e-14
+    one = torch.zeros(2, 1)
+    values, gradient = score(spelling, one, one)
+    assert values.tolist() == pytest.approx([0, 0], abs=1e-7)
+    assert (gradient - gradient.sum(-1, keepdim=True)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_closed_form_equals_autograd(spelling):
+    teacher, student = random_logp(5, 37, seed=1), random_logp(5, 37, seed=2).requires_grad_()
+    divergence = d.parse(spelling)
+    value = divergence.value(teacher, student)
+    (expected,) = torch.autograd.grad(value.sum(), student)
+    closed_value, closed_grad = score(spelling, teacher, student.detach())
+    torch.testing.assert_close(closed_value, value.detach(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(closed_grad, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_autograd_with_minus_infinity_gives_the_closed_form(spelling):
+    teacher = torch.tensor([0.7, 0.3, 0.0, 0.0], dtype=torch.float64).log()
+    student = torch.tensor([0.2, 0.5, 0.3, 0.0], dtype=torch.float64).log()
+    if spelling == "reverse_kl":
+        teacher = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=torch.float64).log()
+    leaf = student.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(d.parse(spelling).value(teacher, leaf), leaf)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(d.parse(spelling).student_grad(teacher, student), expected)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_logit_gradient_against_finite_differences(spelling):
+    teacher = random_logp(7, seed=3)
+    logits = random_logp(7, seed=4) + 0.3
+    divergence = d.parse(spelling)
+    g = divergence.student_grad(teacher, logits.log_softmax(-1))
+    gradient = g - logits.softmax(-1) * g.sum()
+    assert abs(gradient.sum().item()) < 1e-12
+    step = 1e-6
+    for token in range(7):
+        shift = torch.zeros(7, dtype=torch.float64)
+        shift[token] = step
+        up, down = (divergence.value(teacher, (logits + s).log_softmax(-1)) for s in (shift, -shift))
+        assert gradient[token].item() == pytest.approx(((up - down) / (2 * step)).item(), abs=1e-8)
+
+
+def test_forward_kl_logit_gradient_is_student_minus_teacher():
+    g = d.parse("forward_kl").student_grad(P, Q)
+    torch.testing.assert_close(g - Q.exp() * g.sum(), Q.exp() - P.exp())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    logits=st.lists(st.tuples(st.floats(-60, 60), st.floats(-60, 60)), min_size=1, max_size=12),
+    beta=st.floats(0.01, 0.99),
+)
+def test_properties_on_arbitrary_logits(logits, beta):
+    teacher, student = torch.tensor(logits, dtype=torch.float64).log_softmax(0).T
+    values = {s: d.parse(s).value(teacher, student).item() for s in SPELLINGS}
+    assert all(value >= -1e-12 for value in values.values())
+    assert values["total_variation"] <= 1 + 1e-12
+    entropy_of_beta = -beta * math.log(beta) - (1 - beta) * math.log1p(-beta)
+    assert -1e-12 <= d.jsd(teacher, student, beta).item() <= entropy_of_beta + 1e-12
+    assert 2 * values["total_variation"] ** 2 <= values["forward_kl"] + 1e-9  # Pinsker
+    assert values["skew_forward_kl(0.1)"] <= -math.log(0.1) + 1e-12
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_spelling_round_trips(spelling):
+    assert str(d.parse(spelling)) == spelling
+    assert d.parse(str(d.parse(spelling))) == d.parse(spelling)
+    assert pickle.loads(pickle.dumps(d.parse(spelling))) == d.parse(spelling)
+
+
+def test_spelling_is_lenient_with_space_and_default_alpha():
+    assert d.parse(" jsd( 0.9 ,rescale ) ").name == "jsd(0.9, rescale)"
+    assert d.parse("skew_reverse_kl").name == "skew_reverse_kl(0.1)"
+    assert d.parse(d.parse("jsd(0.5)")) == d.parse("jsd(0.5)")
+
+
+@pytest.mark.parametrize(
+    ("spelling", "message"),
+    [
+        ("jsd(0)", "forward_kl .* reverse_kl"),
+        ("jsd(1)", "reverse_kl"),
+        ("jsd(-0.1)", "-0.1"),
+        ("jsd(nan)", "nan"),
+        ("jsd", "write it as jsd"),
+        ("jsd(0.5, 0.5)", "wrong arguments"),
+        ("jsd(0.5, rescale, rescale)", "wrong arguments"),
+        ("jsd(half)", "half"),
+        ("forward_kl(0.1)", "wrong arguments"),
+        ("skew_forward_kl(0)", "divergence forward_kl"),
+        ("skew_reverse_kl(1.0)", "divergence reverse_kl"),
+        ("forward_lk", "Did you mean forward_kl"),
+        ("jds(0.5)", "Did you mean jsd"),
+        ("wasserstein", "Known: forward_kl, reverse_kl"),
+        ("jsd(0.5", "unknown divergence"),
+        ("", "unknown divergence"),
+    ],
+)
+def test_bad_spellings(spelling, message):
+    with pytest.raises(UserError, match=message):
+        d.parse(spelling)
+
+
+def test_registered_divergence_takes_its_gradient_from_autograd(monkeypatch):
+    monkeypatch.setattr(d, "_FAMILIES", dict(d._FAMILIES))
+    d.register("my_forward_kl", lambda t, s: (t.exp() * (t - s)).sum(-1))
+    mine = d.parse("my_forward_kl")
+    with torch.no_grad():
+        torch.testing.assert_close(mine.student_grad(P, Q), -P.exp())
+    assert mine.value(P, Q).item() == pytest.approx(0.597991, abs=6e-7)
+    for taken in ("jsd", "my_forward_kl", "not a name"):
+        with pytest.raises(UserError, match="another name"):
+            d.register(taken, d.forward_kl)
+
+
+def test_nan_is_never_hidden():
+    nan = torch.full((3,), math.nan)
+    for spelling in SPELLINGS:
+        value, gradient = score(spelling, P.float(), nan)
+        assert value.isnan()
+        assert d.parse(spelling).value(P.float(), nan).isnan()
+        assert spelling == "forward_kl" or gradient.isnan().all()

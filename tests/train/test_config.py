@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tutelage.train import config_io
+from tutelage.train.config import Config, identity
+
+
+def config(**raw: Any) -> Config:
+    return config_io.build({"student": "s", "teacher": "t", **raw})
+
+
+def test_configurations_are_immutable() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        config().train.steps = 5  # type: ignore[misc]
+
+
+FREE: list[dict[str, Any]] = [
+    {"output": "elsewhere"},
+    {"resume": True},
+    {"log.progress": False},
+    {"eval.every": 5},
+    {"train.checkpoint_every": 7},
+    {"train.device": "cpu"},
+]
+BOUND: list[dict[str, Any]] = [
+    {"seed": 1},
+    {"train.steps": 5},
+    {"loss.temperature": 2.0},
+    {"teacher": "u"},
+    {"task.options": {"a": 1}},
+    {"rollout.top_k": 5},
+]
+
+
+@pytest.mark.parametrize("free", FREE)
+def test_identity_ignores_what_cannot_change_the_trajectory(free: dict[str, Any]) -> None:
+    assert identity(config(**free)) == identity(config())
+
+
+@pytest.mark.parametrize("bound", BOUND)
+def test_identity_holds_what_can(bound: dict[str, Any]) -> None:
+    assert identity(config(**bound)) != identity(config())
+
+
+def test_teacher_layers_need_no_student() -> None:
+    thinned = config_io.build({"teacher": "t", "student_model": {"init": "teacher_layers", "layers": 4}})
+    assert thinned.student is None
+    assert thinned.student_model.layers == 4
