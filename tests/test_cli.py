@@ -4,11 +4,13 @@ import shlex
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tutelage
 from tutelage import __version__, cli
 from tutelage.errors import UserError
 from tutelage.train.signals import Interrupted
@@ -151,3 +153,37 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_line_starts_without_torch() -> None:
     code = "import sys, tutelage.cli; tutelage.cli.main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+def test_eval_options_become_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tutelage.eval import request
+
+    seen: list[request.EvalRequest] = []
+    monkeypatch.setattr(request, "run", seen.append)
+    options = "folder --task.name jsonl --task.data x.jsonl --task.options.target answer --samples-per-prompt 8 --temperatures 0 0.7"
+    assert (
+        cli.main(["eval", *shlex.split(options), "--teacher", "t", "--output", "out", "--harness", "mmlu", "bbh"]) == 0
+    )
+    asked = seen[0]
+    assert (asked.model, asked.teacher, asked.split, asked.output) == ("folder", "t", "test", Path("out"))
+    assert (asked.task.name, asked.task.data, asked.task.options) == ("jsonl", "x.jsonl", {"target": "answer"})
+    assert (asked.samples_per_prompt, asked.temperatures, asked.harness) == (8, (0.0, 0.7), ("mmlu", "bbh"))
+
+
+def test_eval_needs_a_model_and_checks_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["eval", "--limit", "5"])
+    assert left.value.code == 2
+    assert "MODEL" in capsys.readouterr().err
+    assert cli.main(["eval", "folder", "--limit", "0"]) == 2
+    assert "limit: saw 0, needs greater than or equal to 1" in capsys.readouterr().err
+
+
+def test_quickstart_options_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, object]] = []
+    quickstart = types.ModuleType("tutelage.quickstart")
+    monkeypatch.setattr(quickstart, "main", lambda **options: seen.append(options), raising=False)
+    monkeypatch.setitem(sys.modules, "tutelage.quickstart", quickstart)
+    monkeypatch.setattr(tutelage, "quickstart", quickstart, raising=False)
+    assert cli.main(["quickstart", "--seed", "3"]) == 0
+    assert seen == [{"output": Path("runs/quickstart"), "seed": 3}]

@@ -5,10 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import PreTrainedTokenizerFast
 
 from tutelage.errors import UserError
 from tutelage.eval.diversity import mean_self_bleu
-from tutelage.eval.evaluate import cut, evaluate, forced_tokens
+from tutelage.eval.evaluate import cut, evaluate, forced_tokens, tokens_behind
 from tutelage.eval.statistics import pass_at_k
 from tutelage.tasks.base import Generation
 
@@ -129,6 +133,15 @@ def test_forced_continuation_is_written_during_decoding(model, prompts, task) ->
     forced = [c.text.split()[2:4] for c in found.completions if len(c.text.split()) > 4]
     assert forced
     assert all(words == ["w16", "w15"] for words in forced)
+
+
+def test_inserted_text_is_tokenised_in_context() -> None:
+    vocabulary = {token: i for i, token in enumerate(["▁a", "=", "7", "▁", "▁7", "=7"])}
+    core = Tokenizer(BPE(vocabulary, [("▁", "7")], unk_token=None, fuse_unk=False))
+    core.pre_tokenizer = Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    assert tokenizer.encode("7", add_special_tokens=False) == [4]  # alone: with a space before it
+    assert tokens_behind(tokenizer, "=", "7") == (2,)
 
 
 def test_nothing_is_forced_without_stop_texts_and_continuation(model, task) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -156,9 +157,21 @@ def forced_tokens(model: LanguageModel, generation: Generation) -> Force | None:
         if end is not None and any(stop in text for stop in generation.stop):
             return (end,)
         inserted = generation.continuation(text) if generation.continuation is not None else None
-        return tuple(model.tokenizer.encode(inserted, add_special_tokens=False)) if inserted else None
+        return tokens_behind(model.tokenizer, text, inserted) if inserted else None
 
     return force
+
+
+def tokens_behind(tokenizer: Any, text: str, inserted: str) -> tuple[int, ...]:
+    """The tokens that continue `text` by `inserted`.
+
+    Taken in context where the tokens of `text` stay what they are: alone, many tokenizers put a space before a fragment.
+    """
+    before = tokenizer.encode(text, add_special_tokens=False)
+    together = tokenizer.encode(text + inserted, add_special_tokens=False)
+    if together[: len(before)] == before:
+        return tuple(together[len(before) :])
+    return tuple(tokenizer.encode(inserted, add_special_tokens=False))
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
