@@ -23,8 +23,8 @@ class Encoding:
         tokenizer: the student's.
         encoder_decoder: the family; encoders keep the end-of-sequence token behind their input.
         max_prompt_tokens: limit of a prompt.
-        max_new_tokens: limit of a completion; longer references are cut to it by data-set training never, so they are
-            an error too.
+        max_new_tokens: limit of a completion; a longer reference would never be learnt to its end, so it is
+            an error.
         use_chat: when to apply the chat template.
         skip_long: leave out examples over a limit instead of stopping.
     """
@@ -85,10 +85,10 @@ class _Lazy(Sequence[Prompt]):
     """Prompts encoded as they are read; one over a limit is an error then, since an index cannot be left out."""
 
     def __init__(self, task: Task, split: str, examples: Sequence[Example], encoding: Encoding, count: int) -> None:
-        self.task, self.split, self.all, self.encoding, self.count = task, split, examples, encoding, count
+        self.task, self.split, self.all, self.encoding, self.size = task, split, examples, encoding, count
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     @overload
     def __getitem__(self, index: int) -> Prompt: ...
@@ -96,7 +96,7 @@ class _Lazy(Sequence[Prompt]):
     def __getitem__(self, index: slice) -> Sequence[Prompt]: ...
     def __getitem__(self, index: int | slice) -> Prompt | Sequence[Prompt]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.count))]
+            return [self[i] for i in range(*index.indices(self.size))]
         prompt = self.encoding.prompt(self.task, index, self.all[index], self.split)
         if prompt is None:
             raise UserError(
@@ -106,4 +106,4 @@ class _Lazy(Sequence[Prompt]):
         return prompt
 
     def __iter__(self) -> Iterator[Prompt]:
-        return (self[i] for i in range(self.count))
+        return (self[i] for i in range(self.size))
