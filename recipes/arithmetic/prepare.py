@@ -22,6 +22,7 @@ SIZES = {
 
 
 def main() -> None:
+    """Writes the folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("cache/arithmetic"))
     options = parser.parse_args()

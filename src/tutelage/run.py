@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from safetensors import SafetensorError
 
 from tutelage.errors import UserError
 from tutelage.eval.evaluate import evaluate
@@ -21,11 +21,10 @@ from tutelage.tasks.base import Task
 from tutelage.tasks.encode import encode_split
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import loop, metrics
+from tutelage.train.checkpoint import is_disk_full
 from tutelage.train.config import Config
-from tutelage.train.setup import encoding_of, prepare, sampling_of
+from tutelage.train.setup import encoding_of, holds_run, prepare, sampling_of
 from tutelage.types import Prompt
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,19 @@ def run(
         Interrupted: SIGTERM or Ctrl-C, after a checkpoint.
     """
     console = console or Console(quiet=not config.log.progress)
+    if config.resume and not holds_run(config.output):
+        notices = Console(stderr=True, soft_wrap=True, highlight=False)
+        notices.print(f"no run to resume in {config.output}: starting at step 0", style="yellow", markup=False)
     try:
         parts, task = prepare(config, student=student, teacher=teacher, task=task)
         judge = _Judge(config, parts, task, console)
-        before = judge.judge("before") if not (config.output / "checkpoints").exists() else None
+        before = judge.judge("before") if not parts.checkpoints.steps() else None
         history = loop.train(parts, config, judge.headline)
         folder = config.output / "model"
         load.save(parts.student.model, folder)
         after = judge.judge("after")
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+    except (OSError, SafetensorError) as error:
+        if not is_disk_full(error):
             raise
         raise UserError(
             f"no space left on the disk of {config.output}; free some, then go on from the last checkpoint with --resume"
@@ -95,16 +97,20 @@ class _Judge:
         self.config, self.parts, self.task = config, parts, task
         self.prompts: Sequence[Prompt] = ()
         split = config.eval.final
-        if split == "none":
-            return
         if split == "auto":
             split = "validation"
             try:
                 task.examples(split)
             except UserError as error:
-                console.print(f"no evaluation: {error}", highlight=False, style="yellow")
-                return
-        self.prompts = encode_split(task, split, encoding_of(config, parts.student.model, task), config.eval.limit)
+                console.print(f"no evaluation: {error}", highlight=False, style="yellow", markup=False)
+                split = "none"
+        if split != "none":
+            self.prompts = encode_split(task, split, encoding_of(config, parts.student.model, task), config.eval.limit)
+        elif config.eval.every:
+            raise UserError(
+                f"eval.every={config.eval.every} asks for evaluations during training, but there is no split to evaluate: "
+                "give the task a validation split, or drop eval.every"
+            )
 
     def judge(self, when: str) -> Evaluation | None:
         """The full evaluation, saved in the run's folder; None when there is nothing to evaluate on."""
@@ -116,8 +122,6 @@ class _Judge:
 
     def headline(self, step: int) -> Mapping[str, float]:
         """The headline metric by decoding, for the metrics file."""
-        if not self.prompts:
-            raise UserError("eval.every asks for evaluations during training, but there is no split to evaluate: set eval.final")
         result = self._evaluate(self.config.eval.temperatures, None, 0)
         return {f"{row.metric} {row.decoding}": row.value for row in result.rows if row.value is not None}
 
@@ -146,7 +150,9 @@ def _show_samples(before: Evaluation | None, after: Evaluation, console: Console
     console.print(table)
 
 
-def _summary(history: loop.History, before: Evaluation | None, after: Evaluation | None, folder: Path) -> metrics.Summary:
+def _summary(
+    history: loop.History, before: Evaluation | None, after: Evaluation | None, folder: Path
+) -> metrics.Summary:
     first, last = history.records[0], history.records[-1]
     summary: metrics.Summary = {
         "steps": last["step"],
@@ -158,7 +164,7 @@ def _summary(history: loop.History, before: Evaluation | None, after: Evaluation
     }
     for key in ("forward_kl", "reverse_kl", "agreement"):
         if key in first and key in last:
-            summary[key] = (first[key], last[key])  # type: ignore[literal-required]
+            summary[key] = (first[key], last[key])
     return summary
 
 

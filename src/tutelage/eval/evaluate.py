@@ -74,21 +74,9 @@ def evaluate(
         divergence["references"] = teacher_divergence(
             model, teacher, reference_rollouts(prompts), bootstrap=bootstrap, seed=seed
         )
-    force = forced_tokens(model, generation)
     for decoding, count in zip(decodings, counts, strict=True):
         started = time.perf_counter()
-        if decoding.num_beams > 1:
-            rollouts = beam_search(
-                model, prompts, num_beams=num_beams, max_new_tokens=limit, batch_rows=batch_rows, on_finished=report
-            )
-        else:
-            rollouts = NativeEngine(model, batch_rows, force=force).generate(
-                [prompt for prompt in prompts for _ in range(count)],
-                Sampling(limit, decoding.temperature),
-                samples=list(range(count)) * len(prompts),
-                seed=seed,
-                on_finished=report,
-            )
+        rollouts = _write(model, generation, prompts, decoding, count, limit, batch_rows, seed, report)
         seconds = time.perf_counter() - started
         row, texts = _mark(model, task, prompts, rollouts, decoding.label, count, bootstrap, seed, seconds)
         rows.append(row)
@@ -96,6 +84,36 @@ def evaluate(
         if teacher is not None:
             divergence[decoding.label] = teacher_divergence(model, teacher, rollouts, bootstrap=bootstrap, seed=seed)
     return Evaluation(model.name, task.name, tuple(rows), tuple(completions), divergence)
+
+
+def _write(
+    model: LanguageModel,
+    generation: Generation,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+    samples: int,
+    max_new_tokens: int,
+    batch_rows: int,
+    seed: int,
+    on_finished: Callable[[int], None] | None,
+) -> list[Rollout]:
+    """The rollouts of one decoding setting, prompt by prompt, `samples` of each."""
+    if decoding.num_beams > 1:
+        return beam_search(
+            model,
+            prompts,
+            num_beams=decoding.num_beams,
+            max_new_tokens=max_new_tokens,
+            batch_rows=batch_rows,
+            on_finished=on_finished,
+        )
+    return NativeEngine(model, batch_rows, force=forced_tokens(model, generation)).generate(
+        [prompt for prompt in prompts for _ in range(samples)],
+        Sampling(max_new_tokens, decoding.temperature),
+        samples=list(range(samples)) * len(prompts),
+        seed=seed,
+        on_finished=on_finished,
+    )
 
 
 def _decodings(

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from tutelage.eval.signals import TeacherDivergence
 from tutelage.eval.statistics import Interval
@@ -169,72 +170,70 @@ def show(evaluation: Evaluation, console: Console, samples: int = 3) -> None:
         console.print(_divergence_table(evaluation.divergence))
     if evaluation.harness:
         console.print(_harness_table(evaluation.harness))
-    for completion in evaluation.completions[:samples]:
+    for completion in evaluation.completions[:samples]:  # as Text: brackets in them are no markup
         title = f"{completion.decoding}, example {completion.prompt_id}, {completion.tokens} tokens"
-        console.print(Panel(Group(_plain(completion.prompt, "dim"), _plain(completion.text)), title=title))
+        console.print(Panel(Group(Text(completion.prompt, "dim"), Text(completion.text)), title=title))
 
 
-def _plain(text: str, style: str = "") -> Any:
-    """The text as it is: brackets in it are no markup."""
-    from rich.text import Text
-
-    return Text(text, style=style)
-
-
-def with_interval(value: float | None, interval: Interval | None, digits: int = 1) -> str:
+def with_interval(value: float | None, interval: Interval | None = None, digits: int = 1) -> str:
     """ "31.5 [28.9, 34.1]"; a dash where there is nothing."""
     if value is None:
         return "–"
-    if interval is None:
-        return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    # z: a value that rounds to zero has no sign.
+    shown = f"{value:z.{digits}f}"
+    return shown if interval is None else f"{shown} [{interval.low:z.{digits}f}, {interval.high:z.{digits}f}]"
+
+
+def _table(title: str, columns: Sequence[str], lines: Mapping[str, Sequence[str]]) -> Table:
+    """One line a measure, one column a setting: settings are few, and the table fits a narrow terminal."""
+    table = Table(title=title)
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    for name, cells in lines.items():
+        table.add_row(name, *cells)
+    return table
 
 
 def _rows_table(evaluation: Evaluation) -> Table:
-    headline = evaluation.rows[0].metric
-    secondary = [name for name in evaluation.rows[0].values if name != headline]
-    ks = sorted({k for row in evaluation.rows for k in row.pass_at_k})
-    diverse = any(row.self_bleu is not None for row in evaluation.rows)
-    first = evaluation.rows[0]
-    table = Table(title=f"{evaluation.model} on {evaluation.task}, {first.examples} examples")
-    table.add_column("decoding")
-    for name in (f"{headline} [95%]", *secondary, *(f"pass@{k}" for k in ks), *(["Self-BLEU"] if diverse else [])):
-        table.add_column(name, justify="right")
-    for name in ("tokens", "stopped", "seconds"):
-        table.add_column(name, justify="right")
-    for row in evaluation.rows:
-        table.add_row(
-            row.decoding,
-            with_interval(row.value, row.interval),
-            *(f"{row.values[name]:.1f}" for name in secondary),
-            *(f"{row.pass_at_k[k]:.1f}" if k in row.pass_at_k else "–" for k in ks),
-            *([with_interval(row.self_bleu, None)] if diverse else []),
-            f"{row.mean_length:.1f}",
-            f"{row.finish['stop']:.0%}",
-            f"{row.seconds:.1f}",
-        )
-    return table
+    rows = evaluation.rows
+    headline = rows[0].metric
+    lines = {f"{headline} [95%]": [with_interval(row.value, row.interval) for row in rows]}
+    for name in rows[0].values:
+        if name != headline:
+            lines[name] = [with_interval(row.values[name]) for row in rows]
+    for k in sorted({k for row in rows for k in row.pass_at_k}):
+        lines[f"pass@{k}"] = [with_interval(row.pass_at_k.get(k)) for row in rows]
+    if any(row.self_bleu is not None for row in rows):
+        lines["Self-BLEU"] = [with_interval(row.self_bleu) for row in rows]
+        lines["distinct bigrams"] = [with_interval(row.distinct_2, digits=2) for row in rows]
+    lines["tokens a completion"] = [f"{row.mean_length:.1f}" for row in rows]
+    lines["ended by itself"] = [f"{row.finish['stop']:.0%}" for row in rows]
+    lines["seconds"] = [f"{row.seconds:.1f}" for row in rows]
+    title = f"{evaluation.model} on {evaluation.task}, {rows[0].examples} examples"
+    return _table(title, [row.decoding for row in rows], lines)
 
 
 def _divergence_table(divergence: Mapping[str, TeacherDivergence]) -> Table:
-    table = Table(title="distance from the teacher, nats a token [95%]")
-    for i, name in enumerate(
-        ("sequences", "forward KL", "reverse KL", "JSD(0.5)", "entropy", "teacher's", "same arg-max")
-    ):
-        table.add_column(name, justify="right" if i else "left")
-    for label, found in divergence.items():
-        measured = (found.forward_kl, found.reverse_kl, found.jsd, found.student_entropy, found.teacher_entropy)
-        table.add_row(
-            label,
-            *(with_interval(estimate.value, estimate.interval, digits=3) for estimate in measured),
-            f"{found.agreement.value:.1%}",
-        )
-    return table
+    found = divergence.values()
+    estimates = {
+        "forward KL": [each.forward_kl for each in found],
+        "reverse KL": [each.reverse_kl for each in found],
+        "JSD(0.5)": [each.jsd for each in found],
+        "entropy": [each.student_entropy for each in found],
+        "teacher's entropy": [each.teacher_entropy for each in found],
+        "same arg-max": [each.agreement for each in found],
+    }
+    lines = {
+        name: [with_interval(estimate.value, estimate.interval, digits=3) for estimate in row]
+        for name, row in estimates.items()
+    }
+    return _table("distance from the teacher, means over tokens [95%], nats", list(divergence), lines)
 
 
 def _harness_table(scores: Sequence[HarnessScore]) -> Table:
-    table = Table("task", "metric", "value", "stderr", title="lm-evaluation-harness")
-    for score in scores:
-        stderr = "–" if score.stderr is None else f"{score.stderr:.4f}"
-        table.add_row(score.task, score.metric, f"{score.value:.4f}", stderr)
-    return table
+    lines = {
+        f"{score.task}, {score.metric}": [f"{score.value:.4f}", with_interval(score.stderr, digits=4)]
+        for score in scores
+    }
+    return _table("lm-evaluation-harness", ["value", "standard error"], lines)

@@ -37,8 +37,8 @@ class LanguageModel:
             `vocabulary.agree` when two models of different height share a tokenizer.
     """
 
-    def __init__(self, module: nn.Module, tokenizer: Any, name: str) -> None:
-        self.module = module
+    def __init__(self, module: Any, tokenizer: Any, name: str) -> None:
+        self.module: Any = module
         self.tokenizer = tokenizer
         self.name = name
         # A PeftModel wraps the model in place: the base model's own modules hold the adapters.

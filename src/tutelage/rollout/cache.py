@@ -18,10 +18,13 @@ class InPlaceLayer(DynamicLayer):
     DynamicLayer works unchanged.
     """
 
+    keys: Any
+    values: Any
+
     def __init__(self) -> None:
         super().__init__()
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+        self._keys: Any = None  # the buffers, [B, heads, columns, head_dim]
+        self._values: Any = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends [B, heads, new, head_dim] and returns everything so far."""
@@ -39,7 +42,7 @@ class InPlaceLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps these rows."""
-        if self._keys is not None and self._values is not None:
+        if self._keys is not None:
             length = self.keys.shape[-2]
             self._keys, self._values = self._keys[indices], self._values[indices]
             self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]

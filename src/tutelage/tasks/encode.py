@@ -46,10 +46,14 @@ class Encoding:
             self.tokenizer, task.prompt(example), use_chat=self.use_chat, encoder_decoder=self.encoder_decoder
         )
         text = task.reference(example)
-        reference = None if text is None else tuple(encode_completion(self.tokenizer, text))
         where = f"{task.name}, {split} example {index}"
         if not ids:
             raise UserError(f"{where}: the prompt has no tokens; remove the row or fill it in")
+        if text is not None and not text.strip():
+            raise UserError(
+                f"{where}: the completion is empty; remove the row, fill it in, or give None where there is none"
+            )
+        reference = None if text is None else tuple(encode_completion(self.tokenizer, text))
         for what, length, limit, option in (
             ("prompt", len(ids), self.max_prompt_tokens, "task.max_prompt_tokens"),
             ("completion", len(reference or ()), self.max_new_tokens, "rollout.max_new_tokens"),

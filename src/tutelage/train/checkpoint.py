@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from tutelage.train.config import Config, identity
 
 _STATE = "state.pt"
 _MANIFEST = "manifest.json"
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FOLDER = re.compile(r"step-(\d{8})")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Checkpoints:
@@ -37,7 +39,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
-        return sorted(int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*"))
+        found = (_FOLDER.fullmatch(p.name) for p in self.folder.glob("step-*"))
+        return sorted(int(match[1]) for match in found if match)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Writes the state after `step` steps and removes the oldest checkpoints past `keep_checkpoints`.
@@ -50,7 +53,7 @@ class Checkpoints:
             return
         temporary = self.folder / f".writing-{step:08d}"
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._clean()
             temporary.mkdir(parents=True)
             with (temporary / _STATE).open("wb") as file:
                 torch.save({**state, "random": _random_state()}, file)
@@ -61,11 +64,12 @@ class Checkpoints:
                 json.dump(manifest, text, indent=1)
                 text.flush()
                 os.fsync(text.fileno())
+            _sync_folder(temporary)
             temporary.replace(final)
             _sync_folder(self.folder)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if error.errno not in _DISK_ERRORS:
+        except (OSError, RuntimeError) as error:
+            self._clean()
+            if not is_disk_full(error):
                 raise
             kept = self.steps()
             raise UserError(
@@ -78,9 +82,12 @@ class Checkpoints:
     def load(self) -> tuple[int, dict[str, Any]] | None:
         """The newest checkpoint's step and state, with the random states restored; None when there is none.
 
+        What a kill left half-written is removed.
+
         Raises:
             UserError: it is damaged, or belongs to another configuration.
         """
+        self._clean()
         steps = self.steps()
         if not steps:
             return None
@@ -88,14 +95,22 @@ class Checkpoints:
         earlier = f" to go on from step {steps[-2]}" if len(steps) > 1 else " to start over"
         try:
             manifest = json.loads((newest / _MANIFEST).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            saved, checksum = manifest["identity"], manifest["sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"checkpoint {newest} has no readable {_MANIFEST}; delete that folder{earlier}") from error
-        check_identity(manifest["identity"], self.config, f"checkpoint {newest}")
-        if not (newest / _STATE).exists() or _checksum(newest / _STATE) != manifest["sha256"]:
-            raise UserError(f"checkpoint {newest} is damaged: {_STATE} is truncated or changed; delete that folder{earlier}")
+        check_identity(saved, self.config, f"checkpoint {newest}")
+        if not (newest / _STATE).exists() or _checksum(newest / _STATE) != checksum:
+            raise UserError(
+                f"checkpoint {newest} is damaged: {_STATE} is truncated or changed; delete that folder{earlier}"
+            )
         state = torch.load(newest / _STATE, map_location="cpu", weights_only=True)
         _restore_random_state(state.pop("random"))
-        return manifest["step"], state
+        return steps[-1], state
+
+    def _clean(self) -> None:
+        """Removes half-written checkpoints."""
+        for leftover in self.folder.glob(".writing-*"):
+            shutil.rmtree(leftover)
 
 
 def check_identity(saved: dict[str, Any], config: Config, what: str) -> None:
@@ -117,6 +132,18 @@ def require_space(folder: Path, needed: int) -> None:
             f"the disk of {folder} has {free / 2**20:,.0f} MB free, the run's checkpoints and the student need about "
             f"{needed / 2**20:,.0f} MB; free some, choose another --output, or lower train.keep_checkpoints"
         )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space.
+
+    torch.save raises a RuntimeError while it handles the OSError; safetensors passes on the number as text only.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _DISK_FULL
+    if any(f"(os error {number})" in str(error) for number in _DISK_FULL):
+        return True
+    return error.__context__ is not None and is_disk_full(error.__context__)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tutelage.errors import UserError
 from tutelage.train.config import TrainConfig
 
 
@@ -35,20 +36,20 @@ class Optimizer:
         }
         self.optimizers = self._build(matrices if config.optimizer == "muon" else set())
 
-    def step(self, step: int) -> tuple[Tensor, float]:
-        """Clips, updates and clears the gradients.
+    def step(self, step: int, loss: Tensor | None = None) -> tuple[Tensor, float]:
+        """Clips, updates and clears the gradients; updates nothing when a gradient or the loss is not finite.
 
         Args:
             step: from 0; decides the learning rate.
+            loss: the step's loss, 0-d. It can be infinite where its gradient is not.
 
         Returns:
-            The gradient norm before clipping (a 0-d tensor; NaN or infinite when a gradient is: nothing is updated
-            then), and the learning rate.
+            The gradient norm before clipping (a 0-d tensor; NaN or infinite when a gradient is), and the learning rate.
         """
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         share = schedule(step, self.config)
-        if not torch.isfinite(norm):
+        if not torch.isfinite(norm if loss is None else norm + loss):
             return norm, share * self.config.learning_rate
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(list(self.masters.values()), self.config.clip_norm, norm)
@@ -72,7 +73,19 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores weights and optimisers; names and shapes must be this model's."""
+        """Restores weights and optimisers.
+
+        Raises:
+            UserError: the weights are another model's.
+        """
+        saved_shapes = {name: tuple(weight.shape) for name, weight in state["weights"].items()}
+        shapes = {name: tuple(master.shape) for name, master in self.masters.items()}
+        if saved_shapes != shapes:
+            differing = sorted(n for n in saved_shapes.keys() | shapes.keys() if saved_shapes.get(n) != shapes.get(n))
+            raise UserError(
+                f"the checkpoint is of another model: {differing[0]} has shape {saved_shapes.get(differing[0])} there and "
+                f"{shapes.get(differing[0])} in the student; give the student the run began with, or start over with --overwrite"
+            )
         for name, parameter in self.parameters.items():
             self.masters[name].copy_(state["weights"][name])
             parameter.copy_(self.masters[name])
@@ -100,8 +113,8 @@ class Optimizer:
 
 
 def _master(parameter: nn.Parameter) -> Tensor:
-    """The float32 weight that is optimised: the parameter itself when it is float32 already."""
-    if parameter.dtype == torch.float32:
+    """The weight that is optimised: the parameter itself, or a float32 copy of one in half precision."""
+    if parameter.dtype not in (torch.bfloat16, torch.float16):
         return parameter
     master = parameter.detach().float().requires_grad_(True)
 

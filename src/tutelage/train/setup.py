@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,12 +28,19 @@ from tutelage.train.config import Config, identity
 from tutelage.train.loop import Parts
 from tutelage.train.methods import Objective, resolve
 from tutelage.train.optim import Optimizer, trainable_bytes
+from tutelage.types import Rollout
 
-_OURS = ("checkpoints", "rollouts", "model", "config.yaml", "run.json", "metrics.jsonl", "tensorboard")
+_OURS = ("checkpoints", "rollouts", "evaluation", "model", "config.yaml", "run.json", "metrics.jsonl", "tensorboard")
+_RECORD = "run.json"
+_FAILED_STEPS = "failed-step-*.json"
 
 
 def prepare(
-    config: Config, *, student: LanguageModel | None = None, teacher: LanguageModel | None = None, task: Task | None = None
+    config: Config,
+    *,
+    student: LanguageModel | None = None,
+    teacher: LanguageModel | None = None,
+    task: Task | None = None,
 ) -> tuple[Parts, Task]:
     """Loads, checks and connects everything.
 
@@ -44,7 +52,7 @@ def prepare(
         UserError: anything wrong with the configuration, the data, the models or the output folder.
     """
     objective = resolve(config)
-    prepare_output(config)
+    check_output(config)
     task = task or load_task(config.task.name, data=config.task.data, **config.task.options)
     torch.manual_seed(config.seed)
     device = pick_device(config.train.device)
@@ -53,23 +61,50 @@ def prepare(
         assert config.teacher is not None  # methods.resolve has seen to it
         teacher = load.load_teacher(config.teacher, config.teacher_model, device)
     student = student or load.load_student(config.student, config.student_model, teacher, device)
+    # Without a teacher the student must still have a row for every token of its tokenizer.
+    vocabulary.agree(student, teacher or student)
+    teacher = teacher if objective.needs_teacher else None
     if teacher is not None:
-        vocabulary.agree(student, teacher)
-    parts = connect(config, objective, student, teacher if objective.needs_teacher else None, task)
-    copies = config.train.keep_checkpoints + 2  # the one being written, and the finished student
-    if not config.resume:
-        require_space(config.output, copies * trainable_bytes(student.module.parameters()))
-    return parts, task
+        teacher.module.eval()  # a live one may come in training mode, and would mark with dropout
+    stream = training_stream(config, objective, [student, *([teacher] if teacher is not None else [])], task)
+    require_space(config.output, _bytes_to_write(config, student))
+    prepare_output(config)
+    return connect(config, objective, student, teacher, task, stream), task
 
 
-def connect(config: Config, objective: Objective, student: LanguageModel, teacher: LanguageModel | None, task: Task) -> Parts:
+def training_stream(config: Config, objective: Objective, models: Sequence[LanguageModel], task: Task) -> PromptStream:
+    """The training prompts, checked against what the run does with them.
+
+    Args:
+        config, objective, task: the run.
+        models: those that read the sequences, the student first.
+
+    Raises:
+        UserError: no prompts, one that is too long, a completion that is missing, or sequences past a model's positions.
+    """
+    encoding, sampling = encoding_of(config, models[0], task), sampling_of(config, task)
+    prompts = encode_split(task, "train", encoding)
+    stream = PromptStream(prompts, config.seed)
+    for model in models:
+        check_positions(model, encoding, sampling)
+    # A split too large to be read at once is checked row by row, while it is trained on.
+    if objective.fixed_data == "dataset" and objective.student_data_fraction < 1 and isinstance(prompts, list):
+        for rollout in DatasetSource().rollouts(stream.batch(0, len(prompts))):
+            for model in models:
+                check_length(model, rollout)
+    return stream
+
+
+def connect(
+    config: Config,
+    objective: Objective,
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    task: Task,
+    stream: PromptStream,
+) -> Parts:
     """Sources, loss, optimiser and log around loaded models."""
     sampling = sampling_of(config, task)
-    encoding = encoding_of(config, student, task)
-    prompts = encode_split(task, "train", encoding)
-    if objective.fixed_data == "dataset" and objective.student_data_fraction < 1 and isinstance(prompts, list):
-        DatasetSource().rollouts(PromptStream(prompts, config.seed).batch(0, len(prompts)))  # a missing reference raises now
-    check_positions(student, encoding, sampling)
     log = RolloutLog(config.output / "rollouts")
     fixed: Source = DatasetSource()
     if objective.fixed_data == "teacher":
@@ -85,7 +120,7 @@ def connect(config: Config, objective: Objective, student: LanguageModel, teache
         teacher=LocalTeacher(teacher) if teacher is not None and objective.divergence is not None else None,
         engine=engine,
         source=Mixture(
-            PromptStream(prompts, config.seed),
+            stream,
             config.train.batch_size,
             on_policy,
             fixed,
@@ -135,18 +170,35 @@ def check_positions(model: LanguageModel, encoding: Encoding, sampling: Sampling
         )
 
 
+def check_length(model: LanguageModel, rollout: Rollout) -> None:
+    """Raises UserError when a data-set sequence passes the model's last position."""
+    prompt, completion = len(rollout.prompt_ids), len(rollout.completion_ids)
+    limit = model.max_positions
+    if limit is not None and completion + (0 if model.is_encoder_decoder else prompt) > limit:
+        raise UserError(
+            f"training example {rollout.prompt_id} has a prompt of {prompt} and a completion of {completion} tokens, but "
+            f"{model.name} has {limit} positions; shorten or remove the row"
+        )
+
+
 def pick_device(name: str | None) -> torch.device:
     """The device asked for, or the GPU when there is one."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"train.device={name}, but torch sees no CUDA device; drop the option to use the CPU")
+        raise UserError(f"the device is {name}, but torch sees no CUDA device; drop the option to use the CPU")
     return device
 
 
-def prepare_output(config: Config) -> None:
-    """Makes the run's folder, or checks that the run in it is the one to resume.
+def holds_run(folder: Path) -> bool:
+    """Whether a run in `folder` has come as far as a sequence to train on; one that failed before has nothing to lose."""
+    log = folder / "rollouts" / "rollouts.jsonl"
+    return (log.exists() and log.stat().st_size > 0) or any(folder.glob("checkpoints/step-*"))
+
+
+def check_output(config: Config) -> None:
+    """Makes the run's folder, or checks that the run in it is the one to resume; an earlier run stays as it is.
 
     Raises:
         UserError: it cannot be written, holds a run already, or holds another run than the one to resume.
@@ -158,19 +210,45 @@ def prepare_output(config: Config) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to the output folder {folder}: {error.strerror}; choose another --output") from error
-    record = folder / "run.json"
-    if config.overwrite and not config.resume:
-        for name in _OURS:
-            _remove(folder / name)
-    elif record.exists() and config.resume:
-        check_identity(json.loads(record.read_text()), config, f"the run in {folder}")
-    elif record.exists():
-        raise UserError(f"{folder} already holds a run: go on with it (--resume), delete it (--overwrite), or choose another --output")
-    partial = folder / ".run.json"
+        raise UserError(
+            f"cannot write to the output folder {folder}: {error.strerror}; choose another --output"
+        ) from error
+    if not holds_run(folder):
+        return
+    if config.resume:
+        try:
+            saved = json.loads((folder / _RECORD).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the run in {folder} cannot be resumed: {_RECORD}, its configuration, is missing or damaged; start over with "
+                "--overwrite, or choose another --output"
+            ) from error
+        check_identity(saved, config, f"the run in {folder}")
+    elif not config.overwrite:
+        raise UserError(
+            f"{folder} already holds a run: go on with it (--resume), delete it (--overwrite), or choose another --output"
+        )
+
+
+def prepare_output(config: Config) -> None:
+    """Takes possession of a folder that `check_output` has passed: records the run, without the remains of an earlier one."""
+    folder = config.output
+    record = folder / _RECORD
+    if config.overwrite and not config.resume and (record.exists() or holds_run(folder)):
+        for path in (*(folder / name for name in _OURS), *folder.glob(_FAILED_STEPS)):
+            _remove(path)
+    partial = folder / f".{_RECORD}"
     partial.write_text(json.dumps(identity(config), indent=1))
     os.replace(partial, record)
     config_io.save(config, folder / "config.yaml")
+
+
+def _bytes_to_write(config: Config, student: LanguageModel) -> int:
+    """What the run still puts on the disk: the checkpoints it keeps, the one being written, the finished student."""
+    there = sum(1 for _ in config.output.glob("checkpoints/step-*")) if config.resume else 0
+    copies = max(1, config.train.keep_checkpoints + 1 - there)
+    weights = sum(p.numel() * p.element_size() for p in student.module.parameters())
+    return copies * trainable_bytes(student.module.parameters()) + weights
 
 
 def _remove(path: Path) -> None:

@@ -30,6 +30,11 @@ class Tally:
         for name, value in {**sums, "loss": output.loss.detach()}.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
+    @property
+    def loss(self) -> Tensor:
+        """The step's loss so far: 0-d, on the device."""
+        return self._sums["loss"]
+
     def record(self, grad_norm: Tensor) -> dict[str, Any]:
         """The step's metrics: the loss, token means of the statistics (nats; agreement as a share), lengths, shares.
 

@@ -1,0 +1,105 @@
+"""What the quickstart compares: the models, the sizes, and each method with the learning rate chosen for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tutelage.train import config_io
+from tutelage.train.config import Config
+
+ASSETS = Path(__file__).parents[1] / "assets" / "arithmetic"
+
+# AdamW trains embeddings and norms at a tenth of Muon's rate on the matrices, here and in the search.
+ADAMW_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Method:
+    """One side of the comparison.
+
+    Attributes:
+        name: of its folder and its key in results.json.
+        label: as tables call it.
+        method: preset of `train.methods`.
+        divergence: its spelling in configurations.
+        matrix_learning_rate: Muon's peak.
+    """
+
+    name: str
+    label: str
+    method: str
+    divergence: str
+    matrix_learning_rate: float
+
+
+# Learning rates, and the divergence of GKD, are the best on the validation split in
+# recipes/arithmetic/learning_rates.json; recipes/arithmetic/learning_rates.py searches again.
+SUPERVISED_KD = Method("supervised_kd", "supervised KD", "supervised_kd", "forward_kl", matrix_learning_rate=0.02)
+ON_POLICY_GKD = Method("on_policy_gkd", "on-policy GKD", "gkd", "jsd(0.5)", matrix_learning_rate=0.02)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the comparison depends on, besides the seed.
+
+    Attributes:
+        teacher, student: Hugging Face folders.
+        supervised, on_policy: the two methods.
+        train_size: problems with worked answers; the carried student was fine-tuned on 1,000.
+        steps, batch_size: the same for both methods.
+        evaluate_every: steps between evaluations on the validation split.
+        validation_size, test_size: problems evaluated.
+        resamples: behind the 95% intervals.
+    """
+
+    teacher: Path = ASSETS / "teacher"
+    student: Path = ASSETS / "student"
+    supervised: Method = SUPERVISED_KD
+    on_policy: Method = ON_POLICY_GKD
+    train_size: int = 1000
+    steps: int = 300
+    batch_size: int = 32
+    evaluate_every: int = 50
+    validation_size: int = 200
+    test_size: int = 1000
+    resamples: int = 1000
+
+
+def configuration(settings: Settings, method: Method, output: Path, seed: int) -> Config:
+    """An ordinary training run; nothing but the method and its learning rate differs between the two sides."""
+    return config_io.build(
+        {
+            "student": str(settings.student),
+            "teacher": str(settings.teacher),
+            # Not every CPU has bfloat16 arithmetic; float32 holds the carried weights exactly.
+            "teacher_model": {"dtype": "float32"},
+            "output": str(output),
+            "overwrite": True,
+            "seed": seed,
+            "method": method.method,
+            "divergence": method.divergence,
+            "task": {
+                "name": "arithmetic",
+                "options": {"train_size": settings.train_size, "test_size": settings.test_size},
+            },
+            "train": {
+                "steps": settings.steps,
+                "batch_size": settings.batch_size,
+                "optimizer": "muon",
+                "matrix_learning_rate": method.matrix_learning_rate,
+                "learning_rate": ADAMW_SHARE * method.matrix_learning_rate,
+                "warmup_steps": min(10, settings.steps - 1),
+                "schedule": "cosine",
+                "checkpoint_every": settings.steps,
+                "device": "cpu",  # the models are too small for a GPU to be quicker
+            },
+            "eval": {
+                "every": settings.evaluate_every,
+                "final": "validation",
+                "limit": settings.validation_size,
+                "batch_rows": settings.validation_size,
+            },
+            "log": {"samples": 0},
+        }
+    )

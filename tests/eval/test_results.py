@@ -1,0 +1,74 @@
+"""How results are shown and saved."""
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from tutelage.eval.results import Completion, Decoding, Evaluation, HarnessScore, Row, save, show, with_interval
+from tutelage.eval.statistics import Interval
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    row = Row(
+        decoding="T=1", examples=2, samples_per_prompt=2, metric="accuracy", value=50.0, interval=Interval(25.0, 75.0),
+        values={"accuracy": 50.0, "format": 75.0}, pass_at_k={1: 50.0, 2: 62.5}, mean_length=3.25,
+        finish={"stop": 0.75, "length": 0.25}, self_bleu=31.5, distinct_2=0.875, seconds=1.5,
+    )  # fmt: skip
+    text = Completion("T=1", 0, 0, "what is [bold]?", "ü [/red]", 4, "stop", 1.0)
+    return Evaluation("tiny", "words", (row,), (text,), harness=(HarnessScore("mmlu", "acc,none", 0.25, None),))
+
+
+def test_tables_fit_a_narrow_terminal_and_brackets_survive(evaluation) -> None:
+    printed = io.StringIO()
+    show(evaluation, Console(file=printed, width=80))
+    text = printed.getvalue()
+    cells = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in text.splitlines() if "│" in line[:1]}
+    assert cells["accuracy [95%]"] == "50.0 [25.0, 75.0]"
+    assert (cells["format"], cells["pass@2"], cells["Self-BLEU"]) == ("75.0", "62.5", "31.5")
+    assert (cells["distinct bigrams"], cells["tokens a completion"], cells["ended by itself"]) == ("0.88", "3.2", "75%")
+    assert cells["mmlu, acc,none"] == "0.2500"
+    assert "what is [bold]?" in text
+    assert "ü [/red]" in text
+
+
+def test_saved_files_hold_everything_once(evaluation, tmp_path) -> None:
+    save(evaluation, tmp_path / "deep" / "folder", {"request": {"seed": 3}})
+    results = json.loads((tmp_path / "deep" / "folder" / "results.json").read_text())
+    assert results["request"] == {"seed": 3}
+    assert results["rows"][0]["interval"] == {"low": 25.0, "high": 75.0}
+    assert results["rows"][0]["pass_at_k"] == {"1": 50.0, "2": 62.5}
+    assert "completions" not in results
+    (line,) = (tmp_path / "deep" / "folder" / "completions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["text"] == "ü [/red]"
+    assert "ü" in line
+
+
+def test_row_by_label(evaluation) -> None:
+    assert evaluation.row("T=1").value == 50.0
+    with pytest.raises(KeyError, match="there are \\['T=1'\\]"):
+        evaluation.row("greedy")
+
+
+@pytest.mark.parametrize(
+    ("decoding", "label", "sampled"),
+    [(Decoding(), "greedy", False), (Decoding(0.7), "T=0.7", True), (Decoding(num_beams=4), "beam 4", False)],
+)
+def test_labels(decoding: Decoding, label: str, sampled: bool) -> None:
+    assert (decoding.label, decoding.is_sampled) == (label, sampled)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((None,), "–"),
+        ((12.34,), "12.3"),
+        ((-1e-9, Interval(-1e-9, 0.04)), "0.0 [0.0, 0.0]"),
+        ((math.inf,), "inf"),
+    ],
+)
+def test_with_interval(arguments, expected) -> None:
+    assert with_interval(*arguments) == expected
