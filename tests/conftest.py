@@ -3,18 +3,16 @@
 Also for other tests to import: `build_module` and `build_model` make one by name, `fixed_rollouts` writes sequences for it.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch import nn
 
 from tutelage.models.language_model import LanguageModel
 from tutelage.tasks.arithmetic import build_tokenizer
-from tutelage.types import Prompt, Rollout
+from tutelage.types import MicroBatch, Prompt, Rollout
 
 DECODERS = ("llama", "qwen2", "gpt2", "gemma2")
 ENCODER_DECODERS = ("t5", "t5_v1_1", "bart")
@@ -66,13 +64,13 @@ def build_config(family: str, *, vocab: int = 64, hidden: int = 16, layers: int 
     )  # fmt: skip
 
 
-def build_module(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> nn.Module:
+def build_module(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
     """A model in evaluation mode; `options` are those of `build_config`."""
     config = build_config(family, **options)
     auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     module = auto.from_config(config, dtype=dtype)
     if family == "t5_v1_1":  # as after loading a checkpoint that holds both weights
-        module.lm_head.weight = nn.Parameter(module.lm_head.weight.detach().clone())
+        module.lm_head.weight = torch.nn.Parameter(module.lm_head.weight.detach().clone())
         del module.all_tied_weights_keys["lm_head.weight"]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -110,6 +108,15 @@ def fixed_rollouts(
     ]
 
 
+def own_logits(model: LanguageModel, micro: MicroBatch) -> torch.Tensor:
+    """The model's own logits for the completion tokens, [N, V], by the forward pass of transformers."""
+    inputs = {"input_ids": micro.input_ids_BL, "attention_mask": micro.attention_mask_BL}
+    if model.is_encoder_decoder:
+        inputs["decoder_input_ids"] = micro.decoder_input_ids_BL
+        inputs["decoder_attention_mask"] = micro.decoder_attention_mask_BL
+    return model.module(**inputs).logits.flatten(0, 1)[micro.index_N]
+
+
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes float32 mean float64: models upcast to float32 inside norms and softmax, float64 models too.
@@ -118,12 +125,6 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-
-
-@pytest.fixture
-def make_model() -> Callable[..., LanguageModel]:
-    """`build_model`, for tests that need several models."""
-    return build_model
 
 
 @pytest.fixture(params=FAMILIES)

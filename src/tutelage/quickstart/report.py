@@ -86,7 +86,8 @@ def reading(outcome: Outcome) -> list[str]:
         f"{second.total_seconds:.0f} s on-policy, where the student first writes what it is marked on.",
         "The learning rate of each method and the divergence of GKD were chosen on the validation split, by "
         "recipes/arithmetic/learning_rates.py. The test split is used once: for the table above.",
-        "The intervals hold the choice of test problems, not the luck of one training run. For another: --seed 1.",
+        "The intervals hold the choice of test problems, not the luck of one training run. "
+        f"For another: --seed {outcome.seed + 1}.",
     ]
 
 
@@ -123,7 +124,7 @@ def _systems_table(outcome: Outcome) -> Table:
             f"{system.parameters / 1e6:.2f} M",
             *cells,
             seconds,
-            end_section=system in (outcome.before, outcome.on_policy),
+            end_section=system is outcome.before or system is outcome.on_policy,
         )
     gains = [with_interval(found.difference, found.interval) for found in outcome.difference.values()]
     table.add_row("on-policy minus supervised", "", *gains, "", style="bold")

@@ -1,0 +1,174 @@
+"""A run that is killed, anywhere, and resumed is the undisturbed run: the same weights to the bit, the same metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.train.conftest import RunServer, outcome, raw_config
+
+RUNS: dict[str, dict[str, Any]] = {
+    "gkd-llama": {"family": "llama", "student_data_fraction": 0.5, "student_model.dropout": 0.2},
+    "gkd-t5": {"family": "t5", "student_data_fraction": 0.5, "student_model.dropout": 0.2, "train.optimizer": "adafactor"},
+    "seqkd-llama": {"family": "llama", "method": "seqkd", "student_model": {"dropout": 0.2, "dtype": "bfloat16"}},
+    "gkd-mixed": {
+        "family": "llama", "student_data_fraction": 0.5, "fraction_unit": "sequence", "fixed_data": "teacher",
+        "student_model": {"init": "config", "lora": {"rank": 2, "dropout": 0.1}},
+    },
+}  # fmt: skip
+
+# What is under way when the process dies: function, and the calls (counted from 1) it may die at.
+MOMENTS: dict[str, tuple[str, str, range]] = {
+    "a rollout": ("tutelage.rollout.native:NativeEngine.generate", "before", range(1, 4)),
+    "the rollout log": ("tutelage.rollout.log:RolloutLog.append", "torn", range(1, 5)),
+    "after the rollout log": ("tutelage.rollout.log:RolloutLog.append", "after", range(1, 5)),
+    "the update": ("tutelage.train.optim:Optimizer.step", "before", range(1, 5)),
+    "after the update": ("tutelage.train.optim:Optimizer.step", "after", range(1, 5)),
+    "between steps": ("tutelage.train.metrics:MetricsWriter.write", "after", range(1, 5)),
+    "the state of a checkpoint": ("torch:save", "torn", range(1, 3)),
+    "before a checkpoint's name": ("tutelage.train.checkpoint:_sync_folder", "before", range(1, 2)),
+    "after a checkpoint's name": ("tutelage.train.checkpoint:_sync_folder", "before", range(2, 3)),
+    "pruning": ("shutil:rmtree", "before", range(1, 2)),
+    "loading": ("tutelage.train.checkpoint:Checkpoints.load", "after", range(1, 2)),
+    "the finished student": ("tutelage.models.load:save", "before", range(1, 2)),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(models: Path, server: RunServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """The outcome of a run of `RUNS` that nothing happens to."""
+    known: dict[str, Any] = {}
+
+    def get(name: str) -> Any:
+        if name not in known:
+            output = tmp_path_factory.mktemp("undisturbed") / "run"
+            ended = server.run(command(models, output, name))
+            assert ended.status == 0, ended.printed
+            known[name] = outcome(output)
+            assert [record["step"] for record in known[name][1]] == list(range(1, 9))
+        return known[name]
+
+    return get
+
+
+def command(models: Path, output: Path, name: str, *more: str) -> list[str]:
+    recipe = output.parent / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(raw_config(models, output, **RUNS[name])))
+    return ["train", str(recipe), *more]
+
+
+def resumed(models: Path, output: Path, name: str, server: RunServer) -> Any:
+    ended = server.run(command(models, output, name, "--resume"))
+    assert ended.status == 0, ended.printed
+    return outcome(output)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_once(
+    moment: str, models: Path, tmp_path: Path, server: RunServer, undisturbed: Callable[[str], Any]
+) -> None:
+    target, when, calls = MOMENTS[moment]
+    output = tmp_path / "run"
+    stop = {"target": target, "when": when, "call": random.Random(moment).choice(calls), "signal": signal.SIGKILL}
+    ended = server.run(command(models, output, "gkd-llama"), stop)
+    assert ended.status == -signal.SIGKILL, ended.printed
+    assert not (output / "model" / "model.safetensors").exists()
+    assert resumed(models, output, "gkd-llama", server) == undisturbed("gkd-llama")
+    assert not list((output / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_again_and_again(
+    name: str, models: Path, tmp_path: Path, server: RunServer, undisturbed: Callable[[str], Any]
+) -> None:
+    chance = random.Random(name)
+    output = tmp_path / "run"
+    kills = 0
+    for attempt in range(6):
+        target, when, calls = MOMENTS[chance.choice(list(MOMENTS))]
+        stop = {"target": target, "when": when, "call": chance.choice(calls), "signal": signal.SIGKILL}
+        ended = server.run(command(models, output, name, *(["--resume"] if attempt else [])), stop)
+        assert ended.status in (0, -signal.SIGKILL), ended.printed
+        kills += ended.status == -signal.SIGKILL
+    assert kills >= 3
+    assert resumed(models, output, name, server) == undisturbed(name)
+
+
+def test_killed_from_outside(
+    models: Path, tmp_path: Path, server: RunServer, undisturbed: Callable[[str], Any]
+) -> None:
+    output = tmp_path / "run"
+
+    def kill_after_two_records(child: int) -> None:
+        wait_for_lines(output / "metrics.jsonl", 2)
+        os.kill(child, signal.SIGKILL)
+
+    ended = server.run(command(models, output, "gkd-llama"), while_running=kill_after_two_records)
+    assert ended.status == -signal.SIGKILL, ended.printed
+    assert resumed(models, output, "gkd-llama", server) == undisturbed("gkd-llama")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_checkpoints_and_leaves(
+    number: signal.Signals,
+    status: int,
+    models: Path,
+    tmp_path: Path,
+    server: RunServer,
+    undisturbed: Callable[[str], Any],
+) -> None:
+    output = tmp_path / "run"
+    stop = {"target": "tutelage.train.optim:Optimizer.step", "when": "before", "call": 2, "signal": number}
+    ended = server.run(command(models, output, "gkd-llama"), stop)
+    assert ended.status == status, ended.printed
+    assert f"{number.name}: stopped after step 2, go on with --resume --output {output}" in ended.printed
+    assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-00000002"]
+    assert resumed(models, output, "gkd-llama", server) == undisturbed("gkd-llama")
+
+
+def test_the_log_is_replayed_and_not_written_anew(models: Path, tmp_path: Path, server: RunServer) -> None:
+    output = tmp_path / "run"
+    stop = {"target": "tutelage.train.optim:Optimizer.step", "when": "after", "call": 5, "signal": signal.SIGKILL}
+    server.run(command(models, output, "gkd-llama"), stop)
+    log = output / "rollouts" / "rollouts.jsonl"
+    ahead = log.read_bytes()
+    assert [json.loads(line)["step"] for line in ahead.splitlines()] == [0, 1, 2, 3, 4]
+    assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-00000003"]
+    log.write_bytes(ahead + b'{"step":5,"crc":12,"rollouts":[{"prompt_ids":[')
+    resumed(models, output, "gkd-llama", server)
+    assert log.read_bytes().startswith(ahead)
+    assert [json.loads(line)["step"] for line in log.read_bytes().splitlines()] == list(range(8))
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    models: Path, tmp_path: Path, server: RunServer, undisturbed: Callable[[str], Any]
+) -> None:
+    output = tmp_path / "run"
+    server.run(command(models, output, "gkd-llama"))
+    assert resumed(models, output, "gkd-llama", server) == undisturbed("gkd-llama")
+
+
+def test_resume_without_a_run_starts_one_and_says_so(
+    models: Path, tmp_path: Path, server: RunServer, undisturbed: Callable[[str], Any]
+) -> None:
+    """So that the one command line of a preemptible job, killed before its first step too, always gets there."""
+    output = tmp_path / "run"
+    ended = server.run(command(models, output, "gkd-llama", "--resume"))
+    assert ended.status == 0
+    assert f"no run to resume in {output}: starting at step 0" in ended.printed
+    assert outcome(output) == undisturbed("gkd-llama")
+
+
+def wait_for_lines(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < deadline, f"{path} did not reach {count} lines"
+        time.sleep(0.002)
