@@ -127,7 +127,7 @@ def _systems_table(outcome: Outcome) -> Table:
             end_section=system is outcome.before or system is outcome.on_policy,
         )
     gains = [with_interval(found.difference, found.interval) for found in outcome.difference.values()]
-    table.add_row("on-policy minus supervised", "", *gains, "", style="bold")
+    table.add_row("difference", "", *gains, "", style="bold")
     return table
 
 
@@ -194,8 +194,8 @@ def _pointers(outcome: Outcome, output: Path) -> str:
         f"  {shown}/examples.md    {EXAMPLES_WRITTEN} problems with all answers\n"
         f"  {shown}/{student}/model   the student, an ordinary Hugging Face folder\n\n"
         "[bold]Next[/]\n"
-        "  evaluate a model, four samples a problem:\n"
-        f"    {program} eval {shown}/{student}/model --task.name arithmetic --samples-per-prompt 4\n"
+        "  evaluate any Hugging Face model on any of the tasks:\n"
+        f"    {program} eval {shown}/{student}/model --task.name arithmetic --split validation\n"
         "  train longer, or change any other key of the run:\n"
         f"    {program} train {shown}/{student}/config.yaml --train.steps 1000 --output runs/longer\n"
         "  your own models on your own data, one JSON object with prompt and completion a line:\n"
