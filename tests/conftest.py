@@ -20,7 +20,12 @@ FAMILIES = DECODERS + ENCODER_DECODERS
 PAD, BOS, EOS = 0, 1, 2
 
 _SPECIAL = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-_LLAMA_LIKE = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32, "max_position_embeddings": 96}
+_LLAMA_LIKE = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 32,
+    "max_position_embeddings": 96,
+}
 
 
 @lru_cache

@@ -16,7 +16,8 @@ from tutelage.rollout.base import RolloutEngine, Sampling
 from tutelage.rollout.log import RolloutLog
 from tutelage.types import Rollout, SourceName
 
-_COIN = 0xC01  # keeps the coins' random numbers apart from those of the sequences
+# A spawn key keeps the coins' random numbers apart from those of the sequences, which are keyed by entropy alone.
+_COIN = 0xC01
 
 
 class Source(Protocol):
@@ -119,25 +120,26 @@ class Mixture:
         self.student, self.fixed = student, fixed
 
     def next(self, step: int) -> list[Rollout]:
-        """The rollouts of a step, from the log when it holds them."""
+        """The rollouts of a step, in the order of the stream; from the log when it holds them."""
         if self.log is not None and step in self.log:
             return self.log.read(step)
         draws = self.stream.batch(step, self.batch_size)
         on_policy = self.coins(step)
-        written = dict.fromkeys(range(len(draws)))  # type: dict[int, Rollout | None]
+        written: dict[int, Rollout] = {}
         for source, chosen in ((self.student, True), (self.fixed, False)):
             rows = [i for i in range(len(draws)) if on_policy[i] == chosen]
             if rows:
                 assert source is not None
                 written.update(zip(rows, source.rollouts([draws[i] for i in rows]), strict=True))
-        rollouts = [r for r in written.values() if r is not None]
+        rollouts = [written[i] for i in range(len(draws))]
         if self.log is not None:
             self.log.append(step, rollouts)
         return rollouts
 
     def coins(self, step: int) -> list[bool]:
         """For each sequence of a step, whether the student writes it."""
-        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _COIN, step])))
+        key = np.random.SeedSequence([self.seed, step], spawn_key=(_COIN,))
+        random = np.random.Generator(np.random.Philox(key))
         if self.unit == "step":
             return [bool(random.random() < self.fraction)] * self.batch_size
         return [bool(u < self.fraction) for u in random.random(self.batch_size)]

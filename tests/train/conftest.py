@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import build_module, tokenizer
 
+from tests.conftest import build_module, tokenizer
 from tutelage.train import config_io
 from tutelage.train.config import Config
 from tutelage.train.metrics import read_metrics

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from tests.train.conftest import RunServer, outcome, raw_config
 
 RUNS: dict[str, dict[str, Any]] = {

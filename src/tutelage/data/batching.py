@@ -33,9 +33,14 @@ def token_weights(rollouts: Sequence[Rollout], normalisation: Normalisation) -> 
 def micro_batches(
     rollouts: Sequence[Rollout], weights: Sequence[Sequence[float]], model: LanguageModel, token_budget: int
 ) -> list[MicroBatch]:
-    """Rows sorted by length and packed so that no micro-batch has more than `token_budget` padded tokens.
+    """Rows sorted by length and packed under a budget of padded tokens.
 
-    A row longer than the budget gets a micro-batch of its own.
+    Args:
+        rollouts: the sequences of an optimiser step.
+        weights: their token weights.
+        model: gives the family, the padding and the device.
+        token_budget: most padded tokens of a micro-batch: rows * L, for encoder-decoder models of either side. A row
+            longer than the budget gets a micro-batch of its own.
     """
     order = sorted(range(len(rollouts)), key=lambda i: (_row_length(rollouts[i], model), i))
     groups: list[list[int]] = []

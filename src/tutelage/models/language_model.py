@@ -63,7 +63,8 @@ class LanguageModel:
     @property
     def head(self) -> LMHead:
         """The head with its live weights, cut to the shared vocabulary."""
-        bias = self._head_layer.bias if isinstance(self._head_layer, nn.Linear) else None
+        base = _base_layer(self._head_layer)
+        bias = base.bias if isinstance(base, nn.Linear) else None
         if "final_logits_bias" in self.base._buffers:  # BART's own name for a bias that is not trained
             bias = self.base.final_logits_bias.reshape(-1)
         return LMHead(_effective_weight(self._head_layer), bias, self._scale, self._softcap).rows(self.vocab_size)
@@ -112,8 +113,11 @@ class LanguageModel:
 
     @property
     def max_positions(self) -> int | None:
-        """Learned or configured positions, where the configuration states them."""
-        return self.config.to_dict().get("max_position_embeddings") or self.config.to_dict().get("n_positions")
+        """Learned or configured positions; None where the configuration states none or positions are relative."""
+        fields = self.config.to_dict()
+        if fields.get("relative_attention_num_buckets"):  # T5's published configurations also name an n_positions
+            return None
+        return fields.get("max_position_embeddings") or fields.get("n_positions")
 
     @property
     def num_parameters(self) -> int:
@@ -178,13 +182,19 @@ def _is_peft(module: nn.Module) -> bool:
     return isinstance(module, PeftModel)
 
 
-def _effective_weight(layer: Any) -> Tensor:
-    """A head's weight, with its low-rank adapters added (differentiable in them)."""
+def _base_layer(layer: Any) -> Any:
+    """The linear layer under a head's adapters."""
     from peft.tuners.lora import LoraLayer
 
-    if not isinstance(layer, LoraLayer):
-        return layer.weight
-    weight = layer.get_base_layer().weight
+    return layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+
+
+def _effective_weight(layer: Any) -> Tensor:
+    """A head's weight, with its low-rank adapters added (differentiable in them)."""
+    base = _base_layer(layer)
+    if base is layer or layer.disable_adapters or layer.merged:  # merged adapters are in the weight already
+        return base.weight
+    weight = base.weight
     for adapter in layer.active_adapters:
         weight = weight + layer.get_delta_weight(adapter)
     return weight

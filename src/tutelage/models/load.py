@@ -8,13 +8,10 @@ from typing import Any
 import torch
 
 from tutelage.errors import UserError
+from tutelage.models.configs import attention_for, set_dropout
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.options import LoraConfig, ModelConfig, StudentConfig
 from tutelage.models.thin import thin
-
-_DROPOUT_FIELDS = (
-    "dropout", "dropout_rate", "attention_dropout", "activation_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
-)  # fmt: skip
 
 
 def load(
@@ -30,37 +27,17 @@ def load(
         dropout: replaces every dropout rate of the configuration.
 
     Raises:
-        UserError: the folder does not exist or holds no model, or the model cannot be taken apart.
+        UserError: the folder does not exist or holds no complete model, or the model cannot be taken apart.
     """
-    import transformers
+    from safetensors import SafetensorError
 
     path, gguf_file = _split_gguf(path, options.gguf_file)
-    _check_path(path)
-    where = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
-    gguf = {"gguf_file": gguf_file} if gguf_file else {}
+    path = _checked_path(path)
     try:
-        config = transformers.AutoConfig.from_pretrained(path, **where, **gguf)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            options.tokenizer or path, **where, **({} if options.tokenizer else gguf)
-        )
-        for field in _DROPOUT_FIELDS if dropout is not None else ():
-            if field in config.to_dict():
-                setattr(config, field, dropout)
-        auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        if fresh:
-            module = auto.from_config(
-                config, dtype=_dtype(options, "float32"), trust_remote_code=options.trust_remote_code
-            )
-        else:
-            # A GGUF file is dequantised while loading, and in float32 only does that lose nothing.
-            dtype = "float32" if gguf_file else _dtype(options, "auto")
-            extra = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
-            if options.quantization:
-                extra["quantization_config"] = _quantisation(options.quantization)
-            module = auto.from_pretrained(path, config=config, dtype=dtype, **where, **gguf, **extra)
-    except (OSError, ImportError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+        module, tokenizer = _load_parts(path, gguf_file, options, fresh, dropout)
+    except UserError:
+        raise
+    except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot load a model from {path!r}: {error}") from error
     if gguf_file:
         _forget_quantisation(module)
@@ -68,6 +45,42 @@ def load(
     if options.quantization is None:
         module = module.to(device)
     return LanguageModel(module.eval(), tokenizer, path)
+
+
+def _load_parts(
+    path: str, gguf_file: str | None, options: ModelConfig, fresh: bool, dropout: float | None
+) -> tuple[Any, Any]:
+    """The module and the tokenizer, as transformers loads them; its errors come through."""
+    import transformers
+
+    where = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+    gguf = {"gguf_file": gguf_file} if gguf_file else {}
+    config = transformers.AutoConfig.from_pretrained(path, **where, **gguf)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        options.tokenizer or path, **where, **({} if options.tokenizer else gguf)
+    )
+    if dropout is not None:
+        set_dropout(config, dropout)
+    auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    attention = attention_for(config, options.attn_implementation)
+    extra: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    if fresh:
+        dtype = _dtype(options, "float32")
+        return auto.from_config(config, dtype=dtype, trust_remote_code=options.trust_remote_code, **extra), tokenizer
+    if options.quantization:
+        extra["quantization_config"] = _quantisation(options.quantization)
+    # A GGUF file is dequantised while loading, and in float32 only does that lose nothing.
+    dtype = "float32" if gguf_file else _dtype(options, "auto")
+    module, report = auto.from_pretrained(
+        path, config=config, dtype=dtype, output_loading_info=True, **where, **gguf, **extra
+    )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UserError(
+            f"the checkpoint at {path!r} lacks {len(missing)} weights of {type(module).__name__}, the first: {missing[0]}; "
+            "its config.json describes another model than its weights, or it has no language-model head"
+        )
+    return module, tokenizer
 
 
 def load_teacher(path: str, options: ModelConfig, device: torch.device) -> LanguageModel:
@@ -83,8 +96,12 @@ def load_student(
     """The student, made as `options.init` says, with adapters and gradient checkpointing as asked.
 
     Raises:
-        UserError: as `load`; or init=teacher_layers without a teacher.
+        UserError: as `load`; options that contradict each other; or init=teacher_layers without a teacher.
     """
+    if options.quantization and not options.lora.rank:
+        raise UserError(
+            "quantised weights cannot be trained; set student_model.lora.rank, or drop student_model.quantization"
+        )
     dtype = getattr(torch, options.dtype or "float32")
     if options.init == "teacher_layers":
         if teacher is None:
@@ -92,7 +109,7 @@ def load_student(
         if options.layers is None:
             raise UserError("student_model.init=teacher_layers needs student_model.layers")
         student = LanguageModel(
-            thin(teacher.base, options.layers).to(device, dtype),
+            thin(teacher.base, options.layers, options.dropout).to(device, dtype),
             teacher.tokenizer,
             f"{teacher.name} ({options.layers} layers)",
         )
@@ -113,8 +130,13 @@ def load_student(
 
 
 def add_lora(model: LanguageModel, options: LoraConfig) -> LanguageModel:
-    """The model with low-rank adapters; only these are trained."""
+    """The model with low-rank adapters; only these are trained.
+
+    Raises:
+        UserError: no module has the name of a target, or the head is a target and shares its weight with the embeddings.
+    """
     import peft
+    from peft.tuners.lora import LoraLayer
 
     targets = options.target_modules
     config = peft.LoraConfig(
@@ -124,7 +146,18 @@ def add_lora(model: LanguageModel, options: LoraConfig) -> LanguageModel:
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="SEQ_2_SEQ_LM" if model.is_encoder_decoder else "CAUSAL_LM",
     )
-    return LanguageModel(peft.get_peft_model(model.base, config), model.tokenizer, model.name)
+    try:
+        module = peft.get_peft_model(model.base, config)
+    except ValueError as error:
+        raise UserError(f"student_model.lora.target_modules={targets}: {error}") from error
+    adapted = LanguageModel(module, model.tokenizer, model.name)
+    head, embedding = adapted.base.get_output_embeddings(), adapted.base.get_input_embeddings()
+    if isinstance(head, LoraLayer) and head.weight is embedding.weight:
+        raise UserError(
+            f"{model.name}: the head shares its weight with the embeddings, so that an adapter on it cannot be merged when the "
+            f"student is saved; drop it from student_model.lora.target_modules={targets}"
+        )
+    return adapted
 
 
 def save(model: LanguageModel, folder: Path) -> None:
@@ -144,11 +177,13 @@ def _split_gguf(path: str, gguf_file: str | None) -> tuple[str, str | None]:
     return path, gguf_file
 
 
-def _check_path(path: str) -> None:
-    """A path that looks local must exist: else the hub is asked, and its error names the wrong problem."""
+def _checked_path(path: str) -> str:
+    """The path with ~ expanded. One that looks local must exist: else the hub is asked, and its error misleads."""
     local = Path(path).expanduser()
-    if local.is_dir() or (not path.startswith((".", "/", "~")) and path.count("/") <= 1 and not local.exists()):
-        return
+    if local.is_dir():
+        return str(local)
+    if not path.startswith((".", "/", "~")) and path.count("/") <= 1 and not local.exists():
+        return path
     seen = sorted(p.name for p in local.parent.iterdir())[:8] if local.parent.is_dir() else []
     raise UserError(
         f"no model folder at {path!r}"

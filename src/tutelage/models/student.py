@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from tutelage.divergences import Divergence
-from tutelage.fused import TokenStats, linear_divergence, linear_nll
+from tutelage.fused import DEFAULT_BUDGET_BYTES, TokenStats, linear_divergence, linear_nll
 from tutelage.models.language_model import LanguageModel
 from tutelage.types import HiddenStates, MicroBatch
 
@@ -43,7 +43,7 @@ class Student(nn.Module):
         model: LanguageModel,
         divergence: Divergence | None,
         temperature: float = 1.0,
-        budget_bytes: int = 256 * 2**20,
+        budget_bytes: int = DEFAULT_BUDGET_BYTES,
     ) -> None:
         super().__init__()
         self.module = model.module

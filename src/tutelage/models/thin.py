@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tutelage.errors import UserError
+from tutelage.models.configs import set_dropout
 
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 
@@ -22,15 +23,19 @@ def kept_layers(depth: int, keep: int) -> list[int]:
     return [round(i * (depth - 1) / (keep - 1)) for i in range(keep)]
 
 
-def thin(model: Any, keep: int) -> Any:
+def thin(model: Any, keep: int, dropout: float | None = None) -> Any:
     """A new model with `keep` of the layers of `model` (of each stack, for encoder-decoder models).
 
     Args:
         model: a PreTrainedModel, not quantised.
         keep: layers kept.
+        dropout: replaces every dropout rate of the configuration.
 
     Returns:
         A PreTrainedModel of the same class with copied weights, float32 on the CPU.
+
+    Raises:
+        UserError: there are not that many layers, or none are found.
     """
     stacks = _stacks(model)
     if not stacks:
@@ -40,7 +45,10 @@ def thin(model: Any, keep: int) -> Any:
     chosen = {name: kept_layers(depth, keep) for name, depth in stacks.items()}
     depth = next(iter(stacks.values()))
     config = _thinned_config(model.config, chosen[next(iter(stacks))], depth, keep)
+    if dropout is not None:
+        set_dropout(config, dropout)
     student = type(model)(config)
+    _untie_as(model, student)
     state = {}
     for key, value in model.state_dict().items():
         renamed = _rename(key, chosen)
@@ -72,6 +80,19 @@ def _thinned_config(config: Any, kept: list[int], depth: int, keep: int) -> Any:
     if isinstance(fields.get("layer_types"), list) and len(fields["layer_types"]) == depth:
         config.layer_types = [fields["layer_types"][i] for i in kept]
     return config
+
+
+def _untie_as(model: Any, student: Any) -> None:
+    """Gives `student` its own copy of every weight that its class shares and `model` does not.
+
+    A checkpoint that holds both weights overrules the class: T5 v1.1's head is not its embedding.
+    """
+    for target, source in list(student.all_tied_weights_keys.items()):
+        if model.get_parameter(target) is not model.get_parameter(source):
+            owner, _, name = target.rpartition(".")
+            copied = nn.Parameter(student.get_parameter(target).detach().clone())
+            setattr(student.get_submodule(owner), name, copied)
+            del student.all_tied_weights_keys[target]
 
 
 def _rename(key: str, chosen: dict[str, list[int]]) -> str | None:

@@ -75,7 +75,7 @@ def reading(outcome: Outcome) -> list[str]:
     first, second = outcome.supervised.training, outcome.on_policy.training
     assert first is not None
     assert second is not None
-    verdicts = [f"{decoding}, on-policy GKD {_verdict(found)}" for decoding, found in outcome.difference.items()]
+    verdicts = [f"{decoding}, on-policy GKD {verdict(found)}" for decoding, found in outcome.difference.items()]
     return [
         f"On the same test problems: {'; '.join(verdicts)}.",
         f"This is the regime of few outputs. The student knows its {settings.train_size:,} worked answers by heart, and "
@@ -91,7 +91,8 @@ def reading(outcome: Outcome) -> list[str]:
     ]
 
 
-def _verdict(found: PairedDifference) -> str:
+def verdict(found: PairedDifference) -> str:
+    """How on-policy GKD stands: a difference whose interval holds zero is none."""
     difference = with_interval(abs(found.difference))
     ends = f"[{found.interval.low:+.1f}, {found.interval.high:+.1f}]"
     if found.interval.low > 0:

@@ -30,9 +30,9 @@ class InPlaceLayer(DynamicLayer):
         """Appends [B, heads, new, head_dim] and returns everything so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start = 0 if self._keys is None else self.keys.shape[-2]
+        start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if self._keys is None or end > self._keys.shape[-2]:
+        if not self._holds(end):
             self._keys = self._grown(self.keys, key_states, start, end)
             self._values = self._grown(self.values, value_states, start, end)
         self._keys[:, :, start:end] = key_states
@@ -42,10 +42,21 @@ class InPlaceLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps these rows."""
-        if self._keys is not None:
-            length = self.keys.shape[-2]
-            self._keys, self._values = self._keys[indices], self._values[indices]
-            self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
+        length = self.get_seq_length()
+        if not self._holds(length):
+            super().batch_select_indices(indices)
+            return
+        self._keys, self._values = self._keys[indices], self._values[indices]
+        self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
+
+    def _holds(self, end: int) -> bool:
+        """Whether the buffers have `end` columns and are what `keys` and `values` are views of.
+
+        They are not after inherited methods, such as `reorder_cache`, that put new tensors in place of the views.
+        """
+        if self._keys is None or self.keys is None:
+            return False
+        return self.keys.data_ptr() == self._keys.data_ptr() and end <= self._keys.shape[-2]
 
     @staticmethod
     def _grown(old: Tensor, new: Tensor, start: int, end: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from tutelage.errors import UserError
 from tutelage.types import Rollout
+
+_LINE = re.compile(rb'\{"step":(?P<step>\d+),"crc":(?P<crc>\d+),"rollouts":(?P<body>\[.*\])\}\n')
 
 
 class RolloutLog:
@@ -81,16 +84,10 @@ class RolloutLog:
 
 def _intact_step(line: bytes) -> int | None:
     """The step of a complete line, None for a torn one."""
-    if not line.endswith(b"]}\n"):
+    match = _LINE.fullmatch(line)
+    if match is None or int(match["crc"]) != zlib.crc32(match["body"]):
         return None
-    head, separator, body = line[:-2].partition(b',"rollouts":')
-    if not separator:
-        return None
-    try:
-        fields = json.loads(head + b"}")
-    except json.JSONDecodeError:
-        return None
-    return int(fields["step"]) if fields["crc"] == zlib.crc32(body) else None
+    return int(match["step"])
 
 
 def _from_json(fields: dict[str, object]) -> Rollout:

@@ -77,12 +77,14 @@ class NativeEngine:
         ]
         # Rows of like length share a batch: less padding in the prefill, fewer dead columns in the cache.
         rows.sort(key=lambda row: (len(row.prompt.token_ids), row.slot))
+        width = self.batch_rows or max(1, len(rows))
         was_training = self.model.module.training
         self.model.module.eval()
-        width = self.batch_rows or len(rows)
-        for start in range(0, len(rows), width):
-            self._decode(rows[start : start + width], sampling, on_finished or (lambda _: None))
-        self.model.module.train(was_training)
+        try:
+            for start in range(0, len(rows), width):
+                self._decode(rows[start : start + width], sampling, on_finished or (lambda _: None))
+        finally:
+            self.model.module.train(was_training)
         version = self.version if source == "student" else -1
         rows.sort(key=lambda row: row.slot)
         return [_rollout(row, version, source) for row in rows]

@@ -18,7 +18,7 @@ from tutelage.train.config import Config, identity
 
 _STATE = "state.pt"
 _MANIFEST = "manifest.json"
-_FOLDER = re.compile(r"step-(\d{8})")
+_FOLDER = re.compile(r"step-(\d+)")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -1,0 +1,52 @@
+"""What a result must say about the process and the machine it came from. Standard library only: every worker imports it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far (VmHWM: interpreter, libraries, weights, everything), in MiB.
+
+    Read from /proc and not from getrusage, whose ru_maxrss a process inherits from the one that started it.
+    """
+    return _status_kb("VmHWM") / 1024
+
+
+def resident_memory_mb() -> float:
+    """Resident memory of this process now, in MiB."""
+    return _status_kb("VmRSS") / 1024
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of Python and these packages."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def describe() -> dict[str, Any]:
+    """Processor, the features that decide how fast bfloat16 is, cores this process may use, and memory; no names."""
+    processor = Path("/proc/cpuinfo").read_text()
+    fields = dict(_split(line) for line in processor.splitlines() if ":" in line)
+    features = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in fields.get("flags", "").split()]
+    memory = dict(_split(line) for line in Path("/proc/meminfo").read_text().splitlines())
+    return {
+        "processor": fields.get("model name", platform.machine()),
+        "features": features,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(int(memory["MemTotal"].split()[0]) / 2**20, 1),
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+    }
+
+
+def _split(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
+
+
+def _status_kb(field: str) -> int:
+    fields = dict(_split(line) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[field].split()[0])

@@ -1,0 +1,152 @@
+"""Sources and their mixture: who writes a sequence, in which order, and what a resumed run sees."""
+
+from collections import Counter
+
+import pytest
+
+from tests.conftest import build_model, build_prompts
+from tutelage.data.prompts import Draw, PromptStream
+from tutelage.errors import UserError
+from tutelage.rollout.base import Sampling
+from tutelage.rollout.log import RolloutLog
+from tutelage.rollout.native import NativeEngine
+from tutelage.sources import DatasetSource, EngineSource, FirstDraw, Mixture
+from tutelage.types import Prompt, Rollout
+
+PROMPTS = build_prompts((2,) * 12)
+
+
+class Scribe:
+    """Writes the sample index, and remembers what it was asked."""
+
+    def __init__(self, name):
+        self.name = name
+        self.calls = []
+
+    def rollouts(self, draws):
+        self.calls.append([(d.prompt.id, d.sample) for d in draws])
+        return [
+            Rollout(d.prompt.token_ids, (d.sample + 3, 2), None, "stop", 0, d.prompt.id, d.sample, self.name)
+            for d in draws
+        ]
+
+
+def mixture(fraction=0.5, unit="sequence", *, seed=0, log=None, batch_size=4):
+    stream = PromptStream(PROMPTS, seed)
+    return Mixture(stream, batch_size, Scribe("student"), Scribe("dataset"), fraction, unit, seed, log)
+
+
+# --- single sources ---------------------------------------------------------------------------------------------------
+
+
+def test_dataset_source_gives_the_reference():
+    prompt = Prompt(4, (5, 6), (7, 8, 2))
+    assert DatasetSource().rollouts([Draw(prompt, 3)]) == [
+        Rollout((5, 6), (7, 8, 2), None, "data", -1, 4, 3, "dataset")
+    ]
+
+
+def test_dataset_source_without_a_reference():
+    with pytest.raises(UserError, match=r"training example 4 has no completion.*student_data_fraction=1"):
+        DatasetSource().rollouts([Draw(Prompt(4, (5, 6)), 0)])
+
+
+def test_engine_source_passes_on_seed_samples_and_name():
+    engine, sampling = NativeEngine(build_model("llama")), Sampling(5)
+    draws = [Draw(prompt, i) for i, prompt in enumerate(PROMPTS[:3])]
+    written = EngineSource(engine, sampling, 7, "teacher").rollouts(draws)
+    assert written == engine.generate(PROMPTS[:3], sampling, samples=[0, 1, 2], seed=7, source="teacher")
+    assert written[0].source == "teacher"
+
+
+def test_first_draw_asks_once_per_prompt():
+    teacher = Scribe("teacher")
+    source = FirstDraw(teacher)
+    first = source.rollouts([Draw(PROMPTS[i], 0) for i in (3, 1)])
+    second = source.rollouts([Draw(PROMPTS[i], 1) for i in (1, 2, 3, 2)])
+    assert teacher.calls == [[(3, 0), (1, 0)], [(2, 0)]]
+    assert [r.prompt_id for r in second] == [1, 2, 3, 2]
+    assert second[0] == first[1]
+    assert second[2] == first[0]
+    source.rollouts([Draw(PROMPTS[1], 2)])
+    assert len(teacher.calls) == 2
+
+
+def test_first_draw_remembers_what_the_log_holds(tmp_path):
+    log = RolloutLog(tmp_path)
+    log.append(0, Scribe("teacher").rollouts([Draw(PROMPTS[0], 0), Draw(PROMPTS[1], 0)]))
+    log.append(1, Scribe("student").rollouts([Draw(PROMPTS[2], 0)]))
+    teacher = Scribe("teacher")
+    written = FirstDraw(teacher, RolloutLog(tmp_path)).rollouts([Draw(PROMPTS[i], 1) for i in range(3)])
+    assert teacher.calls == [[(2, 0)]]  # the student's sequence is no answer of the teacher
+    assert [(r.prompt_id, r.source) for r in written] == [(0, "teacher"), (1, "teacher"), (2, "teacher")]
+
+
+# --- the mixture ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["step", "sequence"])
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
+def test_share_of_the_student(fraction, unit):
+    coins = [coin for step in range(1000) for coin in mixture(fraction, unit).coins(step)]
+    tossed = 1000 if unit == "step" else 4000
+    allowed = 4 * (fraction * (1 - fraction) / tossed) ** 0.5
+    assert abs(sum(coins) / 4000 - fraction) <= allowed
+
+
+def test_one_coin_for_the_step_or_one_for_each_sequence():
+    assert {len(set(mixture(unit="step").coins(step))) for step in range(50)} == {1}
+    assert {len(set(mixture(unit="sequence").coins(step))) for step in range(50)} == {1, 2}
+
+
+@pytest.mark.parametrize("unit", ["step", "sequence"])
+def test_coins_depend_on_seed_and_step_alone(unit):
+    tossed = [mixture(unit=unit).coins(step) for step in range(50)]
+    again = mixture(unit=unit)
+    for step in reversed(range(50)):  # another process, another order
+        assert again.coins(step) == tossed[step]
+    assert tossed != [mixture(unit=unit, seed=1).coins(step) for step in range(50)]
+
+
+def test_coins_are_independent_of_the_sequences_random_numbers():
+    """No prompt id and sample may share its random numbers with the coins of a step."""
+    from tutelage import sources
+    from tutelage.rollout.sampling import uniforms
+
+    source = mixture(unit="sequence", batch_size=64)
+    for step in (0, 1, 7):
+        numbers = uniforms(0, sources._COIN, step, 64)
+        agreement = sum((u < 0.5) == coin for u, coin in zip(numbers, source.coins(step), strict=True))
+        assert 16 < agreement < 48
+
+
+def test_rollouts_keep_the_order_of_the_stream():
+    source = mixture()
+    seen = Counter()
+    for step in range(20):
+        rollouts = source.next(step)
+        draws = PromptStream(PROMPTS, 0).batch(step, 4)
+        assert [(r.prompt_id, r.sample) for r in rollouts] == [(d.prompt.id, d.sample) for d in draws]
+        assert [r.source == "student" for r in rollouts] == source.coins(step)
+        seen.update(r.source for r in rollouts)
+    assert min(seen.values()) > 20
+    assert all(source.student.calls)  # nobody is asked for nothing
+    assert all(source.fixed.calls)
+
+
+@pytest.mark.parametrize(("fraction", "missing"), [(0.0, "student"), (1.0, "fixed")])
+def test_a_source_that_is_never_used_may_be_missing(fraction, missing):
+    source = mixture(fraction)
+    setattr(source, missing, None)
+    assert len(source.next(0)) == 4
+
+
+def test_a_step_in_the_log_is_replayed(tmp_path):
+    first = mixture(log=RolloutLog(tmp_path))
+    written = [first.next(step) for step in range(3)]
+    again = mixture(log=RolloutLog(tmp_path))
+    assert [again.next(step) for step in range(3)] == written
+    assert again.student.calls == again.fixed.calls == []
+    fresh = again.next(3)
+    assert again.student.calls or again.fixed.calls
+    assert dict(RolloutLog(tmp_path)) == {0: written[0], 1: written[1], 2: written[2], 3: fresh}

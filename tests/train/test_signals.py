@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from tutelage.train.signals import Interrupted, StopRequest
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_a_request(number: signal.Signals) -> None:
+    with StopRequest() as stop:
+        stop.leave_if_requested(1, Path("out"))
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        with pytest.raises(
+            Interrupted, match=f"{number.name}: stopped after step 7, go on with --resume --output out"
+        ) as left:
+            stop.leave_if_requested(7, Path("out"))
+    assert left.value.signal_number == number
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_earlier_handlers_come_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with StopRequest():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    seen = []
+
+    def body() -> None:
+        with StopRequest() as stop:
+            seen.append((stop.requested, signal.getsignal(signal.SIGINT)))
+
+    expected = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [(False, expected)]
