@@ -8,6 +8,7 @@ Both: bfloat16 autocast, fused AdamW (their default), no logging, no saving, pro
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -135,7 +136,7 @@ def main() -> None:
     clock, seen = Clock(), count_tokens(trainer)
     trainer.add_callback(clock)
     trainer.train()
-    seconds = [after - before for before, after in zip(clock.marks, clock.marks[1:], strict=False)]
+    seconds = [after - before for before, after in itertools.pairwise(clock.marks)]
     result = {
         "seconds": seconds[spec["warm_up"] :],
         "warm_up_seconds": seconds[: spec["warm_up"]],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import sys
 import time
@@ -63,11 +65,9 @@ def main() -> None:
             raise EnoughError
         return {}
 
-    try:
+    with contextlib.suppress(EnoughError):
         loop.train(parts, config, mark)
-    except EnoughError:
-        pass
-    seconds = [after - before for before, after in zip(marks, marks[1:], strict=False)]
+    seconds = [after - before for before, after in itertools.pairwise(marks)]
     with (work / "run" / "metrics.jsonl").open() as file:
         rows = [json.loads(line) for line in file]
     result = {

@@ -45,7 +45,8 @@ def build_config(family: str, *, vocab: int = 64, hidden: int = 16, layers: int 
         return transformers.Qwen2Config(
             **_SPECIAL, **_LLAMA_LIKE, **depth, attention_dropout=dropout, tie_word_embeddings=True
         )
-    if family == "gemma2":  # a window of 4 is shorter than most prompts of these tests
+    if family == "gemma2":
+        # A window of 4 is shorter than most prompts of these tests.
         return transformers.Gemma2Config(
             **_SPECIAL, **_LLAMA_LIKE, **depth, attention_dropout=dropout, head_dim=8, query_pre_attn_scalar=8,
             sliding_window=4, attn_logit_softcapping=2.0, final_logit_softcapping=5.0, attn_implementation="eager",
@@ -79,9 +80,12 @@ def build_module(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float
         del module.all_tied_weights_keys["lm_head.weight"]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters():
-            scale = 0.5 if parameter.dim() > 1 else 0.1
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype))
+        for name, parameter in module.named_parameters():
+            random = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+            # Biases are 0 and norms 1 (Gemma's 0) to begin with: shaken, so that leaving one out shows.
+            parameter.copy_(0.5 * random if parameter.dim() > 1 else parameter + 0.1 * random)
+            if family == "gemma2" and "post_" in name:  # else the tied head repeats the last token for ever
+                parameter.add_(1.0)
         if family == "bart":
             module.final_logits_bias.normal_(generator=generator)
     return module.eval()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from safetensors import SafetensorError
@@ -116,26 +117,36 @@ class _Judge:
         """The full evaluation, saved in the run's folder; None when there is nothing to evaluate on."""
         if not self.prompts:
             return None
-        result = self._evaluate(self.config.eval.temperatures, self.parts.teacher, self.config.eval.bootstrap)
+        columns = (TextColumn(f"evaluating, {when}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(
+            *columns, console=Console(stderr=True), transient=True, disable=not self.config.log.progress
+        ) as bar:
+            shown = bar.add_task("", total=None)
+            result = self._evaluate(
+                self.parts.teacher,
+                self.config.eval.bootstrap,
+                lambda done, total: bar.update(shown, completed=done, total=total),
+            )
         save(result, self.config.output / "evaluation" / when, {"config": self.config.model_dump(mode="json")})
         return result
 
     def headline(self, step: int) -> Mapping[str, float]:
         """The headline metric by decoding, for the metrics file."""
-        result = self._evaluate(self.config.eval.temperatures, None, 0)
+        result = self._evaluate(None, 0, None)
         return {f"{row.metric} {row.decoding}": row.value for row in result.rows if row.value is not None}
 
-    def _evaluate(self, temperatures: Sequence[float], teacher: Any, bootstrap: int) -> Evaluation:
+    def _evaluate(self, teacher: Any, bootstrap: int, progress: Callable[[int, int], None] | None) -> Evaluation:
         return evaluate(
             self.parts.student.model,
             self.task,
             self.prompts,
-            temperatures=temperatures,
+            temperatures=self.config.eval.temperatures,
             max_new_tokens=sampling_of(self.config, self.task).max_new_tokens,
             seed=self.config.seed,
             batch_rows=self.config.eval.batch_rows,
             bootstrap=bootstrap,
             teacher=teacher.model if isinstance(teacher, LocalTeacher) else None,
+            progress=progress,
         )
 
 
@@ -163,7 +174,7 @@ def _summary(
         "folder": folder,
     }
     for key in ("forward_kl", "reverse_kl", "agreement"):
-        if key in first and key in last:
+        if "forward_kl" in first and "forward_kl" in last:  # else "agreement" is with the targets, not with a teacher
             summary[key] = (first[key], last[key])
     return summary
 

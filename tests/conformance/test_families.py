@@ -42,6 +42,7 @@ def loss_of(student, teacher, rollouts, *, backward):
     return total
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_following_the_gradient_brings_the_student_nearer(family, adapters):

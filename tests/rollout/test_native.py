@@ -87,15 +87,15 @@ def test_greedy_is_generate_of_transformers(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_belong_to_the_sequence(family):
     model = stopping_model(family)
-    prompts = [*PROMPTS, PROMPTS[1]]
-    samples = [0, 3, 0, 1, 0, 0, 4]
+    prompts = [*PROMPTS, PROMPTS[1], PROMPTS[1]]
+    samples = [0, 3, 0, 1, 0, 0, 4, 5]
     together = generate(model, prompts, samples=samples)
-    assert together[1].completion_ids != together[6].completion_ids  # another sample of the same prompt
-    order = [6, 2, 5, 0, 3, 1, 4]
+    assert len({together[i].completion_ids for i in (1, 6, 7)}) > 1  # samples of one prompt
+    order = [6, 2, 7, 5, 0, 3, 1, 4]
     shuffled = generate(model, [prompts[i] for i in order], samples=[samples[i] for i in order])
     alone = [generate(model, [p], samples=[s])[0] for p, s in zip(prompts, samples, strict=True)]
     for other in (
-        [shuffled[order.index(i)] for i in range(7)],
+        [shuffled[order.index(i)] for i in range(8)],
         alone,
         generate(model, prompts, samples=samples, batch_rows=3),
     ):
@@ -126,7 +126,7 @@ def test_behaviour_logprobs_are_those_of_a_full_forward_pass(family, sampling):
     with torch.no_grad():
         logp = warped(own_logits(model, micro), sampling).gather(1, micro.targets_N[:, None])[:, 0]
     ours = torch.tensor([value for r in rollouts for value in r.behaviour_logprobs], dtype=torch.float64)
-    assert ours.max() < 0
+    assert ours.min() < -1
     torch.testing.assert_close(ours, logp, rtol=1e-9, atol=1e-9)
 
 
@@ -163,7 +163,7 @@ def exact_distribution(model, prompt, sampling):
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_frequencies_of_samples_are_the_exact_probabilities(family, sampling):
     model = build_model(family, vocab=7)
-    prompt, n = Prompt(3, (4, 6, 5)), 8000
+    prompt, n = Prompt(3, (4, 6, 5)), 4000
     expected = exact_distribution(model, prompt, sampling)
     assert sum(expected.values()) == pytest.approx(1.0, abs=1e-6)
     counts = Counter(completions(generate(model, [prompt] * n, sampling, samples=range(n))))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from tutelage.errors import UserError
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.sampling import draw, filtered_logprobs, uniforms
 
@@ -97,6 +98,14 @@ def test_tokens_of_probability_zero_are_never_drawn(uniform):
     tokens, logp = draw(logits, Sampling(1), torch.tensor([uniform], dtype=torch.float64))
     assert tokens.item() in (777, 778, 40_000)
     assert logp.item() > -4
+
+
+@pytest.mark.parametrize(("bad", "temperature"), [(torch.nan, 0.0), (torch.nan, 1.0), (torch.inf, 1.0)])
+def test_logits_that_are_no_numbers(bad, temperature):
+    logits = random_logits(3)
+    logits[1, 4] = bad
+    with pytest.raises(UserError, match="logits are NaN while it writes"):
+        draw(logits, Sampling(1, temperature), torch.zeros(3, dtype=torch.float64))
 
 
 def test_log_probabilities_are_float32_for_bfloat16_logits():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import time
 from collections.abc import Callable
@@ -26,21 +25,35 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# What is under way when the process dies: function, and the calls (counted from 1) it may die at.
-MOMENTS: dict[str, tuple[str, str, range]] = {
-    "a rollout": ("tutelage.rollout.native:NativeEngine.generate", "before", range(1, 4)),
-    "the rollout log": ("tutelage.rollout.log:RolloutLog.append", "torn", range(1, 5)),
-    "after the rollout log": ("tutelage.rollout.log:RolloutLog.append", "after", range(1, 5)),
-    "the update": ("tutelage.train.optim:Optimizer.step", "before", range(1, 5)),
-    "after the update": ("tutelage.train.optim:Optimizer.step", "after", range(1, 5)),
-    "between steps": ("tutelage.train.metrics:MetricsWriter.write", "after", range(1, 5)),
-    "the state of a checkpoint": ("torch:save", "torn", range(1, 3)),
-    "before a checkpoint's name": ("tutelage.train.checkpoint:_sync_folder", "before", range(1, 2)),
-    "after a checkpoint's name": ("tutelage.train.checkpoint:_sync_folder", "before", range(2, 3)),
-    "pruning": ("shutil:rmtree", "before", range(1, 2)),
-    "loading": ("tutelage.train.checkpoint:Checkpoints.load", "after", range(1, 2)),
-    "the finished student": ("tutelage.models.load:save", "before", range(1, 2)),
+# What is under way when the process dies: a function, and whether it has been called, has not, or is half done.
+MOMENTS = {
+    "a rollout": ("tutelage.rollout.native:NativeEngine.generate", "before"),
+    "the rollout log": ("tutelage.rollout.log:RolloutLog.append", "torn"),
+    "logged": ("tutelage.rollout.log:RolloutLog.append", "after"),
+    "the update": ("tutelage.train.optim:Optimizer.step", "before"),
+    "updated": ("tutelage.train.optim:Optimizer.step", "after"),
+    "between steps": ("tutelage.train.metrics:MetricsWriter.write", "after"),
+    "a checkpoint's state": ("torch:save", "torn"),
+    "a checkpoint's name": (
+        "tutelage.train.checkpoint:_sync_folder",
+        "before",
+    ),  # twice a checkpoint: before it, after it
+    "pruning": ("shutil:rmtree", "before"),
+    "restored": ("tutelage.train.checkpoint:Checkpoints.load", "after"),
+    "the finished student": ("tutelage.models.load:save", "before"),
 }
+
+# Runs, each killed at every moment of its list in turn (at the call of that number, in that process) and resumed.
+KILLS = [
+    ("gkd-llama", [("restored", 1), ("logged", 1), ("a checkpoint's name", 1), ("updated", 4), ("pruning", 1)]),
+    (
+        "gkd-llama",
+        [("the rollout log", 3), ("a checkpoint's name", 2), ("between steps", 2), ("the finished student", 1)],
+    ),
+    ("gkd-t5", [("a rollout", 2), ("the update", 3), ("a checkpoint's state", 2), ("the rollout log", 1)]),
+    ("seqkd-llama", [("a rollout", 2), ("a checkpoint's state", 1), ("updated", 5), ("the rollout log", 2)]),
+    ("gkd-mixed", [("the rollout log", 2), ("between steps", 5), ("a checkpoint's state", 1), ("a rollout", 2)]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,35 +85,26 @@ def resumed(models: Path, output: Path, name: str, server: RunServer) -> Any:
     return outcome(output)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_once(
-    moment: str, models: Path, tmp_path: Path, server: RunServer, undisturbed: Callable[[str], Any]
-) -> None:
-    target, when, calls = MOMENTS[moment]
-    output = tmp_path / "run"
-    stop = {"target": target, "when": when, "call": random.Random(moment).choice(calls), "signal": signal.SIGKILL}
-    ended = server.run(command(models, output, "gkd-llama"), stop)
-    assert ended.status == -signal.SIGKILL, ended.printed
-    assert not (output / "model" / "model.safetensors").exists()
-    assert resumed(models, output, "gkd-llama", server) == undisturbed("gkd-llama")
-    assert not list((output / "checkpoints").glob(".*"))
-
-
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    ("name", "kills"), KILLS, ids=[f"{name}-{'-'.join(k for k, _ in kills)}" for name, kills in KILLS]
+)
 def test_killed_again_and_again(
-    name: str, models: Path, tmp_path: Path, server: RunServer, undisturbed: Callable[[str], Any]
+    name: str,
+    kills: list[tuple[str, int]],
+    models: Path,
+    tmp_path: Path,
+    server: RunServer,
+    undisturbed: Callable[[str], Any],
 ) -> None:
-    chance = random.Random(name)
     output = tmp_path / "run"
-    kills = 0
-    for attempt in range(6):
-        target, when, calls = MOMENTS[chance.choice(list(MOMENTS))]
-        stop = {"target": target, "when": when, "call": chance.choice(calls), "signal": signal.SIGKILL}
+    for attempt, (moment, call) in enumerate(kills):
+        target, when = MOMENTS[moment]
+        stop = {"target": target, "when": when, "call": call, "signal": signal.SIGKILL}
         ended = server.run(command(models, output, name, *(["--resume"] if attempt else [])), stop)
-        assert ended.status in (0, -signal.SIGKILL), ended.printed
-        kills += ended.status == -signal.SIGKILL
-    assert kills >= 3
+        assert ended.status == -signal.SIGKILL, f"{moment}: {ended}"
+        assert not (output / "model" / "model.safetensors").exists()
     assert resumed(models, output, name, server) == undisturbed(name)
+    assert not list((output / "checkpoints").glob(".*"))
 
 
 def test_killed_from_outside(
@@ -149,14 +153,6 @@ def test_the_log_is_replayed_and_not_written_anew(models: Path, tmp_path: Path, 
     assert [json.loads(line)["step"] for line in log.read_bytes().splitlines()] == list(range(8))
 
 
-def test_resuming_a_finished_run_changes_nothing(
-    models: Path, tmp_path: Path, server: RunServer, undisturbed: Callable[[str], Any]
-) -> None:
-    output = tmp_path / "run"
-    server.run(command(models, output, "gkd-llama"))
-    assert resumed(models, output, "gkd-llama", server) == undisturbed("gkd-llama")
-
-
 def test_resume_without_a_run_starts_one_and_says_so(
     models: Path, tmp_path: Path, server: RunServer, undisturbed: Callable[[str], Any]
 ) -> None:
@@ -165,6 +161,9 @@ def test_resume_without_a_run_starts_one_and_says_so(
     ended = server.run(command(models, output, "gkd-llama", "--resume"))
     assert ended.status == 0
     assert f"no run to resume in {output}: starting at step 0" in ended.printed
+    assert outcome(output) == undisturbed("gkd-llama")
+    ended = server.run(command(models, output, "gkd-llama", "--resume"))  # of a finished run: nothing changes
+    assert (ended.status, ended.printed) == (0, "")
     assert outcome(output) == undisturbed("gkd-llama")
 
 

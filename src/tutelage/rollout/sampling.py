@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tutelage.errors import UserError
 from tutelage.rollout.base import Sampling
 
 
@@ -48,13 +49,27 @@ def draw(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> tuple[Tens
 
     Returns:
         tokens [B] int64, and their log-probabilities [B] float32 under the distribution drawn from (0 when greedy).
+
+    Raises:
+        UserError: a row has a logit that is NaN, or none to choose by.
     """
     if sampling.temperature == 0:
-        tokens = logits_BV.argmax(-1)
+        largest, tokens = logits_BV.max(-1)
+        _check_numbers(largest)
         return tokens, torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
     logp_BV = filtered_logprobs(logits_BV, sampling)
     # In float64: a float32 running sum over a large vocabulary loses the tail.
     cumulative = logp_BV.double().exp().cumsum(-1)
+    _check_numbers(cumulative[:, -1])
     threshold = uniform_B[:, None].to(cumulative) * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
     return tokens, logp_BV.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def _check_numbers(values_B: Tensor) -> None:
+    """Raises UserError when one is NaN: taken for a number it would give a token that nobody drew."""
+    if bool(values_B.isnan().any()):
+        raise UserError(
+            "a model's logits are NaN while it writes: its weights are damaged, or its dtype overflows; load it with dtype float32, "
+            "or go back to an earlier checkpoint and lower train.learning_rate"
+        )

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from rich.console import Console
+from safetensors import SafetensorError
+
+import tutelage
+from tests.conftest import build_model, build_module, tokenizer
+from tutelage import run
+from tutelage.errors import UserError
+from tutelage.models import load
+from tutelage.models.language_model import LanguageModel
+from tutelage.tasks.base import Example, Generation, Scores
+from tutelage.tasks.metrics import mean_scores
+from tutelage.train import config_io
+from tutelage.train.config import Config
+
+
+@dataclass
+class Sums:
+    """A task of one's own: right when the sum is."""
+
+    splits: tuple[str, ...] = ("train", "validation")
+    name: str = "sums"
+    metric: str = "accuracy"
+    generation: Generation = field(default_factory=lambda: Generation(max_prompt_tokens=16, max_new_tokens=6))
+
+    def examples(self, split: str) -> Sequence[Example]:
+        if split not in self.splits:
+            raise UserError(f"the sums have no {split} split")
+        return [{"a": a, "b": b} for a in range(3) for b in range(2)]
+
+    def prompt(self, example: Example) -> str:
+        return f"{example['a']} + {example['b']} ="
+
+    def reference(self, example: Example) -> str:
+        return f" {example['a'] + example['b']}"
+
+    def score(self, completions: Sequence[str], examples: Sequence[Example]) -> Scores:
+        pairs = zip(completions, examples, strict=True)
+        return mean_scores("accuracy", [float(text == self.reference(example)) for text, example in pairs])
+
+
+def live(family: str = "llama", seed: int = 0, **options: Any) -> LanguageModel:
+    return build_model(family, with_tokenizer=True, seed=seed, **{"dtype": torch.float32, **options})
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., Config]:
+    def make(**changes: Any) -> Config:
+        tiny = {"steps": 2, "batch_size": 3, "learning_rate": 0.01, "device": "cpu"}
+        base = {"student": "tiny-student", "teacher": "tiny-teacher", "output": str(tmp_path / "run"), "train": tiny}
+        quiet = {"log": {"progress": False}, "eval": {"final": "none"}, "task": {"name": "sums"}}
+        return config_io.build(config_io.deep_merge({**base, **quiet}, config_io.nest(changes)))
+
+    return make
+
+
+def logits(module: Any, encoder_decoder: bool) -> torch.Tensor:
+    ids = torch.tensor([[5, 9, 30, 7]])
+    with torch.no_grad():
+        return module(input_ids=ids, **({"decoder_input_ids": ids} if encoder_decoder else {})).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "lora"),
+    [("llama", torch.float32, 0), ("t5", torch.float32, 0), ("llama", torch.bfloat16, 0), ("llama", torch.float32, 2)],
+)
+def test_the_finished_student_is_an_ordinary_folder(
+    family: str, dtype: torch.dtype, lora: int, make_config: Callable[..., Config]
+) -> None:
+    student = live(family, dtype=dtype)
+    before = logits(student.module, student.is_encoder_decoder)
+    if lora:
+        student = load.add_lora(student, load.LoraConfig(rank=lora, alpha=64.0))
+        before = logits(student.module, student.is_encoder_decoder)
+    result = run.run(make_config(), student=student, teacher=live(family, seed=1), task=Sums())
+    assert result.student is student
+    auto = transformers.AutoModelForSeq2SeqLM if student.is_encoder_decoder else transformers.AutoModelForCausalLM
+    loaded = auto.from_pretrained(result.folder, dtype="auto")
+    assert type(loaded) is type(student.base)
+    assert loaded.dtype == dtype
+    after = logits(student.module.eval(), student.is_encoder_decoder)
+    torch.testing.assert_close(logits(loaded, student.is_encoder_decoder), after, rtol=0, atol=1e-5 if lora else 0)
+    assert not torch.allclose(after, before, atol=1e-3)
+    text = "12 + 7 = 19"
+    assert transformers.AutoTokenizer.from_pretrained(result.folder)(text).input_ids == tokenizer()(text).input_ids
+
+
+def test_distill_with_live_objects_and_a_task_of_ones_own(tmp_path: Path) -> None:
+    student, teacher = (build_module("llama", seed=s, dtype=torch.float32, vocab=226) for s in (0, 1))
+    before = student.lm_head.weight.detach().clone()
+    result = tutelage.distill(
+        student=(student, tokenizer()), teacher=(teacher, tokenizer()), task=Sums(), divergence="jsd(0.9)", steps=3,
+        batch_size=3, learning_rate=0.01, temperatures=(0.0,), bootstrap=10, output=tmp_path / "run", progress=False,
+    )  # fmt: skip
+    assert result.student.module is student
+    assert not torch.equal(student.lm_head.weight, before)
+    assert [record["step"] for record in result.records] == [1, 2, 3]
+    assert result.before is not None
+    assert result.after is not None
+    assert {c.prompt_id for c in result.after.completions} == set(range(6))
+    for when in ("before", "after"):
+        assert list((tmp_path / "run" / "evaluation" / when).iterdir())
+
+
+def test_student_from_the_teachers_layers(make_config: Callable[..., Config]) -> None:
+    config = make_config(student=None, student_model={"init": "teacher_layers", "layers": 1}, method="sft")
+    result = run.run(config, teacher=live(seed=1), task=Sums())
+    assert result.student.config.num_hidden_layers == 1
+    assert all("forward_kl" not in record for record in result.records)
+
+
+def test_without_a_validation_split_training_goes_on(make_config: Callable[..., Config]) -> None:
+    console = Console(record=True, width=200)
+    result = run.run(
+        make_config(**{"eval.final": "auto"}), student=live(), teacher=live(seed=1), task=Sums(("train",)), console=console
+    )  # fmt: skip
+    assert result.before is result.after is None
+    assert "no evaluation: the sums have no validation split" in console.export_text()
+
+
+def test_evaluations_during_training_need_a_split_before_it(make_config: Callable[..., Config]) -> None:
+    config = make_config(**{"eval.final": "auto", "eval.every": 2})
+    with pytest.raises(UserError, match=r"eval\.every=2 asks for evaluations .* no split to evaluate"):
+        run.run(config, student=live(), teacher=live(seed=1), task=Sums(("train",)))
+    assert not (config.output / "metrics.jsonl").exists()
+
+
+def test_evaluations_during_training(make_config: Callable[..., Config]) -> None:
+    changes = {"final": "validation", "every": 1, "temperatures": [0.0], "bootstrap": 10, "limit": 4}
+    result = run.run(make_config(eval=changes), student=live(), teacher=live(seed=1), task=Sums())
+    assert result.after is not None
+    assert result.records[-1]["evaluation"] == {"accuracy greedy": result.after.rows[0].value}
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_full_disk_at_the_end(
+    missing: bool, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(model: LanguageModel, folder: Path) -> None:
+        code = 2 if missing else 28
+        raise SafetensorError(f"Error while serializing: I/O error: something (os error {code})")
+
+    monkeypatch.setattr(load, "save", full)
+    expected = (SafetensorError, "os error 2") if missing else (UserError, "no space left on the disk of .*--resume")
+    with pytest.raises(expected[0], match=expected[1]):
+        run.run(make_config(), student=live(), teacher=live(seed=1), task=Sums())
+
+
+def test_the_closing_table_and_the_samples(make_config: Callable[..., Config]) -> None:
+    console = Console(record=True, width=200)
+    evaluation = {"final": "validation", "temperatures": [0.0], "bootstrap": 10}
+    config = make_config(eval=evaluation, log={"samples": 2})
+    result = run.run(config, student=live(), teacher=live(seed=1), task=Sums(), console=console)
+    shown = console.export_text()
+    assert "0 + 0 =" in shown
+    assert "0 + 1 =" in shown
+    assert "1 + 0 =" not in shown
+    assert str(result.folder.name) in shown
+    assert math.isfinite(result.records[-1]["loss"])
+
+
+def test_the_run_records_its_configuration(make_config: Callable[..., Config]) -> None:
+    config = make_config(divergence="reverse_kl")
+    run.run(config, student=live(), teacher=live(seed=1), task=Sums())
+    assert config_io.build(config_io.load_yaml(config.output / "config.yaml")) == config
+    assert json.loads((config.output / "run.json").read_text())["divergence"] == "reverse_kl"

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import build_model, fixed_rollouts
+from tutelage.errors import UserError
+from tutelage.models.language_model import LanguageModel
+from tutelage.rollout.base import Sampling
+from tutelage.tasks import load_task
+from tutelage.tasks.base import Generation
+from tutelage.tasks.encode import Encoding
+from tutelage.train import checkpoint, setup
+from tutelage.train.config import Config
+from tutelage.train.setup import (
+    check_length,
+    check_output,
+    check_positions,
+    holds_run,
+    pick_device,
+    prepare,
+    prepare_output,
+    sampling_of,
+)
+
+MakeConfig = Callable[..., Config]
+
+
+def live(family: str = "llama", **options: Any) -> LanguageModel:
+    return build_model(family, with_tokenizer=True, dtype=torch.float32, **options)
+
+
+def test_sampling_is_the_tasks_unless_the_run_says_otherwise(make_config: MakeConfig) -> None:
+    class Task:
+        generation = Generation(max_new_tokens=33, temperature=0.7, top_p=0.9, top_k=5)
+
+    nothing: dict[str, Any] = {"rollout": {"max_new_tokens": None}}
+    assert sampling_of(make_config(**nothing), Task()) == Sampling(33, 0.7, 0.9, 5)  # type: ignore[arg-type]
+    chosen = {"max_new_tokens": 7, "temperature": 0.0, "top_p": 0.5, "top_k": 0}
+    assert sampling_of(make_config(rollout=chosen), Task()) == Sampling(7, 0.0, 0.5, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("family", "prompt", "fits"), [("gpt2", 86, True), ("gpt2", 87, False), ("t5", 5000, True)])
+def test_positions(family: str, prompt: int, fits: bool) -> None:
+    model = live(family)
+    encoding = Encoding(model.tokenizer, model.is_encoder_decoder, prompt)
+    if fits:
+        check_positions(model, encoding, Sampling(10))
+    else:
+        with pytest.raises(
+            UserError, match="tiny-gpt2 has 96 positions, but prompts of up to 87 and completions of up to 10"
+        ):
+            check_positions(model, encoding, Sampling(10))
+
+
+def test_data_set_sequences_past_the_last_position() -> None:
+    check_length(live("gpt2"), fixed_rollouts(((90, 6),))[0])
+    with pytest.raises(
+        UserError, match="example 0 has a prompt of 90 and a completion of 7 tokens, but tiny-gpt2 has 96 positions"
+    ):
+        check_length(live("gpt2"), fixed_rollouts(((90, 7),))[0])
+
+
+def test_the_teachers_positions_count_too(make_config: MakeConfig) -> None:
+    config = make_config(**{"task.max_prompt_tokens": 87})
+    teacher = live("gpt2")
+    with pytest.raises(UserError, match="tiny-gpt2 has 96 positions"):
+        prepare(config, student=live("t5"), teacher=teacher)
+
+
+def test_a_live_teacher_marks_without_dropout(make_config: MakeConfig) -> None:
+    teacher = live(dropout=0.5, seed=1)
+    teacher.module.train()
+    parts, _ = prepare(make_config(), student=live(), teacher=teacher)
+    assert parts.teacher is not None
+    assert not any(module.training for module in parts.teacher.model.module.modules())  # type: ignore[attr-defined]
+
+
+def test_the_seed_decides_fresh_weights_and_dropout(make_config: MakeConfig) -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        config = make_config(seed=seed, student_model={"init": "config"})
+        parts, _ = prepare(config)
+        drawn.append((parts.student.model.head.weight.detach().clone(), torch.rand(3)))
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    assert torch.equal(drawn[0][1], drawn[1][1])
+    assert not torch.equal(drawn[0][0], drawn[2][0])
+
+
+def test_without_a_teacher_the_tokenizer_must_fit_the_student(make_config: MakeConfig) -> None:
+    with pytest.raises(UserError, match="the tokenizer has ids up to 225, but the lower head has only 64 rows"):
+        prepare(make_config(method="sft"), student=live(vocab=64))
+
+
+class WithoutAnswers:
+    """Arithmetic of which one answer is missing."""
+
+    name, metric = "arithmetic", "accuracy"
+
+    def __init__(self) -> None:
+        self.whole = load_task("arithmetic", level="easy", train_size=4)
+        self.generation = self.whole.generation
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole, name)
+
+    def examples(self, split: str) -> Sequence[Any]:
+        return [
+            {**example, "answer": None} if i == 2 else example for i, example in enumerate(self.whole.examples(split))
+        ]
+
+    def reference(self, example: Any) -> str | None:
+        return example["answer"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("fraction", "needed"), [(1.0, False), (0.5, True)])
+def test_completions_are_needed_where_they_are_trained_on(
+    fraction: float, needed: bool, make_config: MakeConfig
+) -> None:
+    config = make_config(student_data_fraction=fraction)
+    models: dict[str, Any] = {"student": live(), "teacher": live(seed=1), "task": WithoutAnswers()}
+    if needed:
+        with pytest.raises(UserError, match="training example 2 has no completion"):
+            prepare(config, **models)
+        assert not (config.output / "run.json").exists()
+    else:
+        assert prepare(config, **models)[0].source.fraction == 1.0
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    if not torch.cuda.is_available():
+        assert pick_device(None) == torch.device("cpu")
+        with pytest.raises(UserError, match=r"train\.device=cuda:0, but torch sees no CUDA device"):
+            pick_device("cuda:0")
+
+
+def begin(config: Config) -> None:
+    """A run that has got to its first sequences."""
+    check_output(config)
+    prepare_output(config)
+    for name in ("rollouts", "checkpoints/step-00000003", "evaluation/before", "model"):
+        (config.output / name).mkdir(parents=True)
+    (config.output / "rollouts" / "rollouts.jsonl").write_text("{}\n")
+    for name in ("metrics.jsonl", "failed-step-00000004.json", "notes.txt"):
+        (config.output / name).write_text("")
+
+
+def test_an_earlier_run_is_kept_unless_told(make_config: MakeConfig) -> None:
+    config = make_config()
+    begin(config)
+    assert holds_run(config.output)
+    with pytest.raises(UserError, match=r"already holds a run: go on with it \(--resume\), delete it \(--overwrite\)"):
+        check_output(config)
+    check_output(make_config(resume=True))
+    with pytest.raises(UserError, match=r"was written with another configuration .*seed: 0 there, 5 now"):
+        check_output(make_config(resume=True, seed=5))
+
+
+def test_overwriting_removes_what_the_run_wrote_and_nothing_else(make_config: MakeConfig) -> None:
+    begin(make_config())
+    config = make_config(overwrite=True, seed=5)
+    check_output(config)
+    assert holds_run(config.output)  # still there: the rest of the input is not checked yet
+    prepare_output(config)
+    assert sorted(p.name for p in config.output.iterdir()) == ["config.yaml", "notes.txt", "run.json"]
+    assert json.loads((config.output / "run.json").read_text())["seed"] == 5
+
+
+def test_overwriting_spares_a_folder_that_is_no_run(make_config: MakeConfig) -> None:
+    config = make_config(overwrite=True)
+    (config.output / "model").mkdir(parents=True)
+    check_output(config)
+    prepare_output(config)
+    assert (config.output / "model").exists()
+
+
+def test_a_run_that_failed_its_checks_does_not_block_the_next(make_config: MakeConfig) -> None:
+    config = make_config(student="no/such/folder")
+    with pytest.raises(UserError, match="no model folder at 'no/such/folder'"):
+        prepare(config)
+    parts, _ = prepare(make_config())
+    parts.log.close()
+    again, _ = prepare(make_config(seed=7))  # nothing had been written yet
+    assert again.source.seed == 7
+
+
+def test_an_earlier_run_survives_a_failed_overwrite(make_config: MakeConfig) -> None:
+    begin(make_config())
+    config = make_config(overwrite=True, teacher="no/such/folder")
+    with pytest.raises(UserError, match="no model folder"):
+        prepare(config)
+    assert (config.output / "checkpoints" / "step-00000003").exists()
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_run_without_a_readable_record(content: str | None, make_config: MakeConfig) -> None:
+    config = make_config(resume=True)
+    begin(config)
+    record = config.output / "run.json"
+    record.unlink()
+    if content is not None:
+        record.write_text(content)
+    with pytest.raises(UserError, match=r"cannot be resumed: run\.json, its configuration, is missing or damaged"):
+        check_output(config)
+
+
+def test_the_output_is_a_file(make_config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"cannot write to the output folder .*file/run: Not a directory; choose another"
+    ):
+        check_output(make_config(output=str(tmp_path / "file" / "run")))
+
+
+def test_space_for_the_checkpoints_and_the_student(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(setup, "require_space", lambda folder, needed: asked.append(needed))
+    student = live()
+    for resume in (False, True):
+        parts, _ = prepare(
+            make_config(resume=resume, **{"train.keep_checkpoints": 2}), student=student, teacher=live(seed=1)
+        )
+        parts.checkpoints.save(3, {})
+    size = student.num_parameters
+    assert asked == [3 * 12 * size + 4 * size, 2 * 12 * size + 4 * size]
+    assert checkpoint.require_space is not setup.require_space
+
+
+def test_the_folder_names_what_it_holds(make_config: MakeConfig) -> None:
+    config = make_config()
+    check_output(config)
+    assert not holds_run(config.output)
+    assert list(config.output.iterdir()) == []
+    prepare_output(config)
+    assert sorted(p.name for p in config.output.iterdir()) == ["config.yaml", "run.json"]
+    assert not holds_run(config.output)
