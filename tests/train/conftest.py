@@ -85,11 +85,17 @@ class RunServer:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[RunServer]:
+def server(models: Path) -> Iterator[RunServer]:
     script = Path(__file__).with_name("run_server.py")
+    folders = [str(models / f"student-{family}") for family in ("llama", "t5")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, str(script), *folders],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
     )
     yield RunServer(process)
     assert process.stdin is not None

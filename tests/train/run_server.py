@@ -1,5 +1,7 @@
 """Starts runs in processes of their own, which may be killed: imports once, then forks for every run.
 
+    python run_server.py MODEL_FOLDER ...
+
 Reads one JSON request a line: {"argv": [...], "stop": null or {"target", "call", "when", "signal"}}; answers with the
 child's process id at once, and with its exit status (negative: killed by that signal) and standard error when it has ended.
 """
@@ -11,15 +13,17 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from tutelage import cli, run
+from tutelage.models import load
+from tutelage.models.options import LoraConfig, ModelConfig
 from tutelage.rollout.log import RolloutLog
-
-assert run.run
+from tutelage.train.config import TrainConfig
+from tutelage.train.optim import Optimizer
 
 
 def stop_at(target: str, call: int, when: str, signal: int) -> None:
@@ -60,9 +64,18 @@ def write_half(original: Callable[..., Any], arguments: tuple[Any, ...]) -> None
     os.truncate(file.name, (start + file.tell()) // 2)
 
 
+def import_what_runs_import(folders: Sequence[str]) -> None:
+    """Libraries import much of themselves when first used. No backward pass: autograd cannot be forked after one."""
+    assert run.run
+    for folder in folders:
+        model = load.load(folder, ModelConfig(), torch.device("cpu"))
+        Optimizer(load.add_lora(model, LoraConfig(rank=1)).module, TrainConfig(steps=1))
+        with tempfile.TemporaryDirectory() as scratch:
+            model.base.save_pretrained(scratch)
+
+
 def serve() -> None:
     """Answers requests until standard input ends."""
-    torch.set_num_threads(1)
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile("w+") as errors:
@@ -90,4 +103,6 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    import_what_runs_import(sys.argv[1:])
     serve()
