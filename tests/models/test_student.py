@@ -34,7 +34,7 @@ def losses(family, spelling, temperature=1.0):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_are_those_of_the_full_logits(family, spelling, temperature):
     ours, reference, tokens, module = losses(family, spelling, temperature)
-    assert reference.item() > 0.05
+    assert reference.item() > 0.01
     torch.testing.assert_close(ours.loss, reference, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(ours.stats.divergence, tokens.detach(), rtol=1e-10, atol=1e-12)
     parameters = dict(module.named_parameters())

@@ -67,6 +67,7 @@ def write_half(original: Callable[..., Any], arguments: tuple[Any, ...]) -> None
 def import_what_runs_import(folders: Sequence[str]) -> None:
     """Libraries import much of themselves when first used. No backward pass: autograd cannot be forked after one."""
     assert run.run
+    cli.train_config(["--student", "s", "--teacher", "t"])
     for folder in folders:
         model = load.load(folder, ModelConfig(), torch.device("cpu"))
         Optimizer(load.add_lora(model, LoraConfig(rank=1)).module, TrainConfig(steps=1))

@@ -91,6 +91,7 @@ def configuration(settings: Settings, method: Method, output: Path, seed: int) -
                 "learning_rate": ADAMW_SHARE * method.matrix_learning_rate,
                 "warmup_steps": min(10, settings.steps - 1),
                 "schedule": "cosine",
+                "micro_batch_tokens": 1024,
                 "checkpoint_every": settings.steps,
                 "device": "cpu",  # the models are too small for a GPU to be quicker
             },
