@@ -116,9 +116,7 @@ def time_steps(options: argparse.Namespace, spec: dict[str, Any]) -> dict[str, A
                 f"repetition {repetition + 1}  {system:17} {seconds:7.2f} s a step  {result['peak_mb']:6.0f} MB",
                 flush=True,
             )
-    counts = {tuple(run["tokens_a_step"][:1]) for per_system in runs.values() for run in per_system}
-    if len(counts) != 1:
-        sys.exit(f"error: unequal work: completion tokens a step {counts}")
+    check_equal_work(runs, options.batch * options.new_tokens)
     return {
         system: {
             "seconds_a_step": spread([s for run in per_system for s in run["seconds"]]),
@@ -127,6 +125,17 @@ def time_steps(options: argparse.Namespace, spec: dict[str, Any]) -> dict[str, A
         }
         for system, per_system in runs.items()
     }
+
+
+def check_equal_work(runs: dict[str, list[dict[str, Any]]], completion: int) -> None:
+    """Stops unless every step of every run had the same prompts and `completion` new tokens."""
+    every = [run for repetitions in runs.values() for run in repetitions]
+    prompts = {tuple(run["prompt_tokens"]) for run in every}
+    completions = {count for run in every for count in run["completion_tokens"]}
+    if len(prompts) != 1 or completions != {completion}:
+        sys.exit(
+            f"error: unequal work: prompt tokens {prompts}, completion tokens a step {completions}, not {completion}"
+        )
 
 
 def show_steps(steps: dict[str, Any]) -> None:

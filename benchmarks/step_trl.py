@@ -142,8 +142,8 @@ def main() -> None:
         "warm_up_seconds": seconds[: spec["warm_up"]],
         "peak_mb": peak_memory_mb(),
         "imported_mb": imported_mb,
-        "prompt_tokens_a_step": [prompt for prompt, _ in seen],
-        "tokens_a_step": [completion for _, completion in seen],
+        "prompt_tokens": [prompt for prompt, _ in seen],
+        "completion_tokens": [completion for _, completion in seen],
         "versions": versions("trl", "torch", "transformers", "accelerate"),
     }
     Path(sys.argv[2]).write_text(json.dumps(result))

@@ -51,7 +51,12 @@ def main() -> None:
         task={"name": "gsm8k", "data": spec["data"]},
         rollout={"max_new_tokens": spec["new_tokens"], "temperature": 1.0},
         loss={"normalisation": "token"},  # as in the other systems
-        train={"steps": total + 1, "batch_size": spec["batch"], "learning_rate": spec["learning_rate"]},
+        train={
+            "steps": total + 1,
+            "batch_size": spec["batch"],
+            "learning_rate": spec["learning_rate"],
+            "schedule": "constant",
+        },
         eval={"every": 1, "final": "none"},
         log={"progress": False},
     )
@@ -68,15 +73,17 @@ def main() -> None:
     with contextlib.suppress(EnoughError):
         loop.train(parts, config, mark)
     seconds = [after - before for before, after in itertools.pairwise(marks)]
-    with (work / "run" / "metrics.jsonl").open() as file:
-        rows = [json.loads(line) for line in file]
+    with (work / "run" / "metrics.jsonl").open() as file:  # all steps but the last, which the exception left unwritten
+        phases = [row["seconds"] for row in map(json.loads, file) if "seconds" in row]
+    written = [rollouts for _, rollouts in parts.log]
     result = {
         "seconds": seconds[spec["warm_up"] :],
         "warm_up_seconds": seconds[: spec["warm_up"]],
         "peak_mb": peak_memory_mb(),
         "imported_mb": imported_mb,
-        "tokens_a_step": [row["tokens"] for row in rows if "tokens" in row],
-        "phases": [row["seconds"] for row in rows if "seconds" in row][spec["warm_up"] :],
+        "prompt_tokens": [sum(len(r.prompt_ids) for r in rollouts) for rollouts in written],
+        "completion_tokens": [sum(len(r.completion_ids) for r in rollouts) for rollouts in written],
+        "phases": phases[spec["warm_up"] :],
         "versions": versions("tutelage", "torch", "transformers"),
     }
     Path(sys.argv[2]).write_text(json.dumps(result))

@@ -40,10 +40,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def raw_config(models: Path, output: Path, family: str = "llama", **changes: Any) -> dict[str, Any]:
-    """The keys of a tiny run; `changes` are merged over them."""
+def raw_config(models: Path, run: Path, family: str = "llama", **changes: Any) -> dict[str, Any]:
+    """The keys of a tiny run in the folder `run`; `changes` are merged over them."""
     base = {**TINY, "student": str(models / f"student-{family}"), "teacher": str(models / f"teacher-{family}")}
-    return config_io.deep_merge({**base, "output": str(output)}, config_io.nest(changes))
+    return config_io.deep_merge({**base, "output": str(run)}, config_io.nest(changes))
 
 
 @pytest.fixture

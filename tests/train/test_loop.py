@@ -81,13 +81,13 @@ def test_one_step_is_plain_pytorchs(make_config: MakeConfig) -> None:
 
 
 def test_golden_losses(make_config: MakeConfig) -> None:
-    changes = {"student_data_fraction": 0.5, "train.steps": 20, "train.learning_rate": 0.003, "train.warmup_steps": 2}
-    config = make_config(**changes)
+    rate = {"train.steps": 20, "train.learning_rate": 0.03, "train.warmup_steps": 2}
+    config = make_config(student_data_fraction=0.5, **rate, **{"task.options.train_size": 8})
     losses = [record["loss"] for record in train(parts_of(config), config).records]
     if os.environ.get("TUTELAGE_REGENERATE"):
         GOLDEN.write_text(json.dumps({"command": REGENERATE, "losses": [round(loss, 6) for loss in losses]}, indent=1))
     assert losses == pytest.approx(json.loads(GOLDEN.read_text())["losses"], abs=1e-4)
-    assert losses[-1] < losses[0]
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
 
 @pytest.mark.usefixtures("exact")
@@ -212,7 +212,8 @@ def test_seqkd_trains_on_the_teachers_own_likelihood(make_config: MakeConfig) ->
 def test_gradient_checkpointing_gives_the_same_gradients(family: str, make_config: MakeConfig) -> None:
     gradients = []
     for checkpointed in (False, True):
-        parts = parts_of(make_config(family, student_data_fraction=0.0), family, torch.float64)
+        output = f"{make_config().output}-{checkpointed}"
+        parts = parts_of(make_config(family, output=output, student_data_fraction=0.0), family, torch.float64)
         if checkpointed:
             parts.student.model.base.gradient_checkpointing_enable({"use_reentrant": False})
         parts.student.module.train()

@@ -136,7 +136,7 @@ def test_devices() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     if not torch.cuda.is_available():
         assert pick_device(None) == torch.device("cpu")
-        with pytest.raises(UserError, match=r"train\.device=cuda:0, but torch sees no CUDA device"):
+        with pytest.raises(UserError, match="the device is cuda:0, but torch sees no CUDA device"):
             pick_device("cuda:0")
 
 
