@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process (default: all cores)")
     add("--gradient-checkpointing", action="store_true", help="in all systems; TRL's default is on, here it is off")
-    add("--trl-weights", choices=("bfloat16", "float32"), default="bfloat16", help="dtype of TRL's student")
+    add("--trl-weights", choices=("float32", "bfloat16"), default="float32", help="TRL's student; float32: its default")
     add("--work", type=Path, default=Path("cache/benchmark-step"), help="scratch folder, emptied first")
     add("--output", type=Path, default=HERE / "results" / "step.json")
     return parser.parse_args()

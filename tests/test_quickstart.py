@@ -57,6 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         teacher=save_model(models / "teacher", 16, seed=1),
         student=save_model(models / "student", 8, seed=2),
         train_size=12,
+        prompt_size=16,
         steps=STEPS,
         batch_size=4,
         evaluate_every=2,

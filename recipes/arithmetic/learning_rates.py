@@ -34,7 +34,7 @@ from tutelage.train import config_io
 from tutelage.train.config import Config, identity
 
 HERE = Path(__file__).parent
-RATES = (0.005, 0.01, 0.02, 0.04)
+RATES = (0.005, 0.01, 0.02)
 METHODS = (
     Method("supervised_kd", "supervised KD", "supervised_kd", "forward_kl", 0.0),
     Method("gkd_forward_kl", "on-policy GKD, forward KL", "gkd", "forward_kl", 0.0),
@@ -96,6 +96,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "matrix_learning_rate": cell.method.matrix_learning_rate,
         "seed": cell.seed,
         "train_size": cell.settings.train_size,
+        "prompt_size": cell.settings.prompt_size,
         "steps": cell.settings.steps,
         "problems": cell.settings.validation_size,
         **{found.decoding: found.value for found in result.after.rows},
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=[m.name for m in METHODS], default=[m.name for m in METHODS])
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--train-size", type=int, default=CARRIED_TRAIN_SIZE, help="problems with worked answers")
+    parser.add_argument("--prompt-size", type=int, default=defaults.prompt_size, help="problems of on-policy training")
     parser.add_argument("--limit", type=int, default=500, help="validation problems")
     parser.add_argument("--teacher", type=Path, default=defaults.teacher)
     parser.add_argument("--student", type=Path, help="default: fine-tuned on --train-size problems")
@@ -196,6 +198,7 @@ def main() -> None:
         teacher=options.teacher,
         student=options.student or student_of(options.train_size, folder),
         train_size=options.train_size,
+        prompt_size=options.prompt_size,
         steps=options.steps,
         evaluate_every=0,
         validation_size=options.limit,

@@ -2,7 +2,7 @@
 
     python recipes/arithmetic/prepare.py --output cache/arithmetic
 
-The teacher has 1.3 million parameters, the student 0.1 million; both are random until `teacher.yaml` and
+The teacher has 1.3 million parameters, the student 0.4 million; both are random until `teacher.yaml` and
 `student.yaml` train them.
 """
 
@@ -17,7 +17,7 @@ from tutelage.tasks.arithmetic import build_tokenizer
 
 SIZES = {
     "teacher": {"hidden_size": 160, "intermediate_size": 448, "num_hidden_layers": 4, "num_attention_heads": 5},
-    "student": {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "student": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4},
 }
 
 

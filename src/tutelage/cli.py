@@ -96,6 +96,7 @@ def _train(argv: Sequence[str]) -> None:
     config = train_config(argv)
     from tutelage.run import run
 
+    _hide_loading_bars()
     run(config)
 
 
@@ -111,7 +112,15 @@ def _eval(argv: Sequence[str]) -> None:
         description="Evaluate a model on a task.",
         positional={"model": cli_options.Positional(str, "Folder or hub name of the model.")},
     )
+    _hide_loading_bars()
     run(config_io.validate(EvalRequest, {**options, **positional}))
+
+
+def _hide_loading_bars() -> None:
+    """Bars of transformers for every shard it reads would stand between the program's own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _quickstart(argv: Sequence[str]) -> None:

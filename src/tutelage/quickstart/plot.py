@@ -30,7 +30,7 @@ def draw(outcome: Outcome, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     settings = outcome.settings
     figure.suptitle(
-        f"One student, {settings.train_size:,} problems, {settings.steps} steps: on whose sequences should it be distilled?",
+        f"One student, {settings.train_size:,} worked answers, {settings.steps} steps: on whose sequences should it be distilled?",
         fontsize=12,
         fontweight="bold",
     )

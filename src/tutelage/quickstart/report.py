@@ -32,14 +32,14 @@ def print_header(console: Console, settings: Settings, output: Path) -> None:
     """Says what will happen, and how long it takes."""
     size = f"{settings.train_size:,}"
     console.print(
-        "[bold]Tutelage quickstart[/]: distil a small teacher into a student a tenth of its size, in two ways\n\n"
+        "[bold]Tutelage quickstart[/]: distil a small teacher into a student a quarter of its size, in two ways\n\n"
         f"The task: arithmetic word problems with worked answers. The student was fine-tuned on {size} of them. From "
         f"that same student, {settings.steps} steps each, under the same teacher:"
     )
     console.print(
         _grid(
             (f"[bold]{settings.supervised.label}[/]", f"on the {size} worked answers"),
-            (f"[bold]{settings.on_policy.label}[/]", f"on what the student itself writes for the same {size} problems"),
+            (f"[bold]{settings.on_policy.label}[/]", f"on what the student itself writes for {settings.prompt_size:,} problems without answers"),
         )
     )
     console.print(
@@ -78,10 +78,11 @@ def reading(outcome: Outcome) -> list[str]:
     verdicts = [f"{decoding}, on-policy GKD {verdict(found)}" for decoding, found in outcome.difference.items()]
     return [
         f"On the same test problems: {'; '.join(verdicts)}.",
-        f"This is the regime of few outputs. The student knows its {settings.train_size:,} worked answers by heart, and "
-        "supervised KD shows it the same ones again; on-policy, it writes new answers to the same problems and the "
-        "teacher marks its mistakes. With 10,000 worked answers and more, supervised KD does as well or better on this "
-        "task: where outputs are plentiful, try it first.",
+        f"This is the regime of few outputs and many prompts. There are {settings.train_size:,} worked answers; the student was "
+        "fine-tuned on them and supervised KD shows it the same ones again. On-policy GKD needs no answers: the student "
+        f"writes its own, to {settings.prompt_size:,} problems, and the teacher marks its mistakes.",
+        "Where worked answers are as plentiful as problems, or the teacher is asked to write them all, supervised KD does as "
+        "well or better on this task at equal steps, and its steps are cheaper (docs/LOG.md has the figures): try it first.",
         f"Steps are matched ({first.steps} each), time is not: {first.total_seconds:.0f} s supervised, "
         f"{second.total_seconds:.0f} s on-policy, where the student first writes what it is marked on.",
         "The learning rate of each method and the divergence of GKD were chosen on the validation split, by "

@@ -46,7 +46,9 @@ class Settings:
     Attributes:
         teacher, student: Hugging Face folders.
         supervised, on_policy: the two methods.
-        train_size: problems with worked answers; the carried student was fine-tuned on 1,000.
+        train_size: problems with worked answers; the carried student was fine-tuned on these.
+        prompt_size: problems that on-policy training may ask; the first `train_size` are those with worked answers, which
+            it does not look at.
         steps, batch_size: the same for both methods.
         evaluate_every: steps between evaluations on the validation split.
         validation_size, test_size: problems evaluated.
@@ -57,7 +59,8 @@ class Settings:
     student: Path = ASSETS / "student"
     supervised: Method = SUPERVISED_KD
     on_policy: Method = ON_POLICY_GKD
-    train_size: int = 1000
+    train_size: int = 2000
+    prompt_size: int = 10_000
     steps: int = 300
     batch_size: int = 32
     evaluate_every: int = 50
@@ -67,7 +70,12 @@ class Settings:
 
 
 def configuration(settings: Settings, method: Method, output: Path, seed: int) -> Config:
-    """An ordinary training run; nothing but the method and its learning rate differs between the two sides."""
+    """An ordinary training run.
+
+    The two sides differ in the method, its learning rate, and in what the method can use: supervised KD needs worked answers
+    and has `train_size` of them, on-policy GKD needs problems only.
+    """
+    problems = settings.prompt_size if method.method == "gkd" else settings.train_size
     return config_io.build(
         {
             "student": str(settings.student),
@@ -81,7 +89,7 @@ def configuration(settings: Settings, method: Method, output: Path, seed: int) -
             "divergence": method.divergence,
             "task": {
                 "name": "arithmetic",
-                "options": {"train_size": settings.train_size, "test_size": settings.test_size},
+                "options": {"train_size": problems, "test_size": settings.test_size},
             },
             "train": {
                 "steps": settings.steps,
