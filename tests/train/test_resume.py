@@ -50,7 +50,7 @@ KILLS = [
         "gkd-llama",
         [("the rollout log", 3), ("a checkpoint's name", 2), ("between steps", 2), ("the finished student", 1)],
     ),
-    ("gkd-t5", [("a rollout", 2), ("the update", 3), ("a checkpoint's state", 2), ("the rollout log", 1)]),
+    ("gkd-t5", [("a rollout", 2), ("the update", 3), ("a checkpoint's state", 1), ("the rollout log", 1)]),
     ("seqkd-llama", [("a rollout", 2), ("a checkpoint's state", 1), ("updated", 5), ("the rollout log", 2)]),
     ("gkd-mixed", [("the rollout log", 2), ("between steps", 5), ("a checkpoint's state", 1), ("a rollout", 2)]),
 ]
@@ -86,7 +86,7 @@ def resumed(models: Path, output: Path, name: str, server: RunServer) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "kills"), KILLS, ids=[f"{name}-{'-'.join(k for k, _ in kills)}" for name, kills in KILLS]
+    ("name", "kills"), KILLS, ids=[f"{name}: {', '.join(moment for moment, _ in kills)}" for name, kills in KILLS]
 )
 def test_killed_again_and_again(
     name: str,
@@ -163,7 +163,8 @@ def test_resume_without_a_run_starts_one_and_says_so(
     assert f"no run to resume in {output}: starting at step 0" in ended.printed
     assert outcome(output) == undisturbed("gkd-llama")
     ended = server.run(command(models, output, "gkd-llama", "--resume"))  # of a finished run: nothing changes
-    assert (ended.status, ended.printed) == (0, "")
+    assert ended.status == 0
+    assert "no run to resume" not in ended.printed
     assert outcome(output) == undisturbed("gkd-llama")
 
 

@@ -61,11 +61,11 @@ class Settings:
     on_policy: Method = ON_POLICY_GKD
     train_size: int = 2000
     prompt_size: int = 10_000
-    steps: int = 300
+    steps: int = 200
     batch_size: int = 32
     evaluate_every: int = 50
     validation_size: int = 200
-    test_size: int = 1000
+    test_size: int = 500
     resamples: int = 1000
 
 
