@@ -56,7 +56,7 @@ def test_a_pair_becomes_a_model(calls: list[tuple[Any, dict[str, Any]]], monkeyp
     assert config.student == "student"
     assert live["student"].made_of == (module, "tokenizer", "student")
     with pytest.raises(UserError, match="a loaded one was given"):
-        tutelage.distill(student=(module, "tokenizer"), teacher="t", task="gsm8k", layers=3)  # type: ignore[arg-type]
+        tutelage.distill(student=(module, "tokenizer"), teacher="t", task="gsm8k", gradient_checkpointing=True)  # type: ignore[arg-type]
 
 
 def test_what_is_no_model_is_refused() -> None:

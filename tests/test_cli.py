@@ -187,3 +187,22 @@ def test_quickstart_options_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tutelage, "quickstart", quickstart, raising=False)
     assert cli.main(["quickstart", "--seed", "3"]) == 0
     assert seen == [{"output": Path("runs/quickstart"), "seed": 3}]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("translate English to German: ", "translate English to German: "),  # no YAML mapping
+        ("", ""),
+        ("no", "no"),
+        ("a: b: c", "a: b: c"),
+        ("null", None),
+        ("true", True),
+        ("3", 3),
+        ("0.05", 0.05),
+        ("[2, 4]", [2, 4]),
+    ],
+)
+def test_values_of_mappings(text: str, value: object) -> None:
+    config = cli.train_config(["--student", "s", "--teacher", "t", "--task.options.key", text])
+    assert config.task.options == {"key": value}

@@ -149,7 +149,7 @@ def test_the_text_names_the_regime_and_the_conditions(finished: Finished) -> Non
     for needed in (
         "12 worked answers",
         "regime of few outputs",
-        "supervised KD does as well or better",
+        "supervised KD was ahead at equal steps",
         "Steps are matched (3 each)",
         "recipes/arithmetic/learning_rates.py",
         "test split is used once",
@@ -183,7 +183,7 @@ def test_the_verdict_follows_the_interval(low: float, difference: float, high: f
     assert report.verdict(PairedDifference(difference, Interval(low, high), 0.1)) == said
 
 
-def test_the_two_runs_differ_in_method_and_learning_rate_only() -> None:
+def test_the_two_runs_differ_in_method_learning_rate_and_problems_only() -> None:
     settings = Settings()
 
     def shared(config: Config) -> dict[str, Any]:
@@ -192,11 +192,14 @@ def test_the_two_runs_differ_in_method_and_learning_rate_only() -> None:
             content.pop(key)
         for key in ("learning_rate", "matrix_learning_rate"):
             content["train"].pop(key)
+        content["task"]["options"].pop("train_size")
         return content
 
     first, second = (configuration(settings, method, Path("run"), 0) for method in (SUPERVISED_KD, ON_POLICY_GKD))
     assert shared(first) == shared(second)
     assert (first.method, second.method) == ("supervised_kd", "gkd")
+    assert first.task.options["train_size"] == settings.train_size  # worked answers
+    assert second.task.options["train_size"] == settings.prompt_size  # problems; on-policy reads no answers
     assert first.divergence == "forward_kl"
     assert second.student_data_fraction is None  # the preset's: on-policy throughout
     assert first.eval.final == "validation"  # training never looks at the test split

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 import tutelage
 from tests.conftest import build_model, build_module, tokenizer
 from tutelage import run
-from tutelage.errors import UserError
+from tutelage.errors import MissingSplitError, UserError
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
 from tutelage.tasks.base import Example, Generation, Scores
@@ -36,7 +36,7 @@ class Sums:
 
     def examples(self, split: str) -> Sequence[Example]:
         if split not in self.splits:
-            raise UserError(f"the sums have no {split} split")
+            raise MissingSplitError(f"the sums have no {split} split")
         return [{"a": a, "b": b} for a in range(3) for b in range(2)]
 
     def prompt(self, example: Example) -> str:
@@ -120,13 +120,26 @@ def test_student_from_the_teachers_layers(make_config: Callable[..., Config]) ->
     assert all("forward_kl" not in record for record in result.records)
 
 
-def test_without_a_validation_split_training_goes_on(make_config: Callable[..., Config]) -> None:
-    console = Console(record=True, width=200)
-    result = run.run(
-        make_config(**{"eval.final": "auto"}), student=live(), teacher=live(seed=1), task=Sums(("train",)), console=console
-    )  # fmt: skip
+def test_without_a_validation_split_training_goes_on(
+    make_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(**{"eval.final": "auto"})
+    result = run.run(config, student=live(), teacher=live(seed=1), task=Sums(("train",)))
     assert result.before is result.after is None
-    assert "no evaluation: the sums have no validation split" in console.export_text()
+    assert "no evaluation before and after training: the sums have no validation split" in caplog.text
+
+
+def test_a_bad_validation_split_is_no_missing_one(make_config: Callable[..., Config]) -> None:
+    class Broken(Sums):
+        def examples(self, split: str) -> Sequence[Example]:
+            if split == "validation":
+                raise UserError("validation.jsonl, line 3: not valid JSON")
+            return super().examples(split)
+
+    config = make_config(**{"eval.final": "auto"})
+    with pytest.raises(UserError, match=r"validation\.jsonl, line 3"):
+        run.run(config, student=live(), teacher=live(seed=1), task=Broken())
+    assert not (config.output / "run.json").exists()  # found before anything was written or overwritten
 
 
 def test_evaluations_during_training_need_a_split_before_it(make_config: Callable[..., Config]) -> None:

@@ -106,8 +106,23 @@ def take_mappings(argv: Sequence[str], mappings: Iterable[str]) -> tuple[list[st
         if not pairs or len(pairs) % 2:
             raise UserError(f"{argument} needs a value for every name: --{key}.NAME VALUE, or --{key} NAME VALUE ...")
         for inner, text in zip(pairs[::2], pairs[1::2], strict=True):
-            given = config_io.deep_merge(given, config_io.nest({f"{key}.{inner}": yaml.safe_load(text)}))
+            given = config_io.deep_merge(given, config_io.nest({f"{key}.{inner}": _value(text)}))
     return rest, given
+
+
+def _value(text: str) -> Any:
+    """A mapping's value: numbers, true, false, null, lists and mappings in brackets are read as YAML, all else is text."""
+    if text.startswith(("[", "{")) or text in ("true", "false", "null"):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{text!r} is neither a list nor a mapping in YAML: {error}") from error
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _dataclass(section: type[Section], values: Mapping[str, Any], leading: Sequence[Any] = ()) -> type:

@@ -14,6 +14,10 @@ class UserError(ValueError):
     """
 
 
+class MissingSplitError(UserError):
+    """The data has no such split. Where a split is optional, its absence may be reported instead of stopping."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The tail of an error about an unknown `word`: the nearest known one, then all of them."""
     known = list(known)

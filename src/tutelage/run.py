@@ -19,13 +19,11 @@ from tutelage.eval.results import Evaluation, save
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
 from tutelage.tasks.base import Task
-from tutelage.tasks.encode import encode_split
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import loop, metrics
 from tutelage.train.checkpoint import is_disk_full
 from tutelage.train.config import Config
-from tutelage.train.setup import encoding_of, holds_run, prepare, sampling_of
-from tutelage.types import Prompt
+from tutelage.train.setup import holds_run, prepare, sampling_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def run(
         notices.print(f"no run to resume in {config.output}: starting at step 0", style="yellow", markup=False)
     try:
         parts, task = prepare(config, student=student, teacher=teacher, task=task)
-        judge = _Judge(config, parts, task, console)
+        judge = _Judge(config, parts, task)
         before = judge.judge("before") if not parts.checkpoints.steps() else None
         history = loop.train(parts, config, judge.headline)
         folder = config.output / "model"
@@ -92,30 +90,14 @@ def run(
 
 
 class _Judge:
-    """Evaluates the student of a run on its held-out split; the prompts are read and checked before training."""
+    """Evaluates the student of a run on its held-out prompts."""
 
-    def __init__(self, config: Config, parts: loop.Parts, task: Task, console: Console) -> None:
+    def __init__(self, config: Config, parts: loop.Parts, task: Task) -> None:
         self.config, self.parts, self.task = config, parts, task
-        self.prompts: Sequence[Prompt] = ()
-        split = config.eval.final
-        if split == "auto":
-            split = "validation"
-            try:
-                task.examples(split)
-            except UserError as error:
-                console.print(f"no evaluation: {error}", highlight=False, style="yellow", markup=False)
-                split = "none"
-        if split != "none":
-            self.prompts = encode_split(task, split, encoding_of(config, parts.student.model, task), config.eval.limit)
-        elif config.eval.every:
-            raise UserError(
-                f"eval.every={config.eval.every} asks for evaluations during training, but there is no split to evaluate: "
-                "give the task a validation split, or drop eval.every"
-            )
 
     def judge(self, when: str) -> Evaluation | None:
         """The full evaluation, saved in the run's folder; None when there is nothing to evaluate on."""
-        if not self.prompts:
+        if not self.parts.held_out:
             return None
         columns = (TextColumn(f"evaluating, {when}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(
@@ -139,7 +121,7 @@ class _Judge:
         return evaluate(
             self.parts.student.model,
             self.task,
-            self.prompts,
+            self.parts.held_out,
             temperatures=self.config.eval.temperatures,
             max_new_tokens=sampling_of(self.config, self.task).max_new_tokens,
             seed=self.config.seed,

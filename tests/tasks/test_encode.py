@@ -69,10 +69,11 @@ def test_limits_are_inclusive() -> None:
     assert len(encode_split(Rows([("1234", "56")]), "train", encoding(max_new_tokens=3))) == 1
 
 
-def test_long_rows_can_be_left_out_and_the_others_keep_their_places() -> None:
+def test_long_rows_can_be_left_out_and_the_others_keep_their_places(caplog: pytest.LogCaptureFixture) -> None:
     prompts = encode_split(Rows([("12345", "1"), ("2", "3"), ("4", "5678"), ("6", "7")]), "train",
                            encoding(skip_long=True, max_new_tokens=4))  # fmt: skip
     assert [prompt.id for prompt in prompts] == [1, 3]
+    assert "2 of 4 train examples are over a length limit: left out" in caplog.text
 
 
 def test_a_limit_takes_the_first_and_reads_no_further() -> None:

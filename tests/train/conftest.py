@@ -19,6 +19,8 @@ from tutelage.train import config_io
 from tutelage.train.config import Config
 from tutelage.train.metrics import read_metrics
 
+torch.set_num_threads(1)  # of models this small, threads only wait for one another
+
 TINY: dict[str, Any] = {
     "task": {"name": "arithmetic", "options": {"level": "easy", "train_size": 20}, "max_prompt_tokens": 72},
     "rollout": {"max_new_tokens": 10},

@@ -138,7 +138,7 @@ def test_metrics_hold_what_is_promised(make_config: MakeConfig) -> None:
 
 
 def test_evaluations_join_the_metrics(make_config: MakeConfig) -> None:
-    config = make_config(**{"train.steps": 5, "eval.every": 2})
+    config = make_config(**{"train.steps": 5, "eval.every": 2, "eval.final": "validation", "eval.limit": 2})
     train(parts_of(config), config, evaluate=lambda done: {"accuracy": float(done)})
     records = read_metrics(config.output / "metrics.jsonl")
     assert [record.get("evaluation") for record in records] == [None, {"accuracy": 2.0}, None, {"accuracy": 4.0}, None]

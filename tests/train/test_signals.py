@@ -24,6 +24,15 @@ def test_the_first_signal_is_a_request(number: signal.Signals) -> None:
 
 
 def test_a_second_signal_acts_at_once() -> None:
+    # A shell starts background jobs with SIGINT ignored, and Python leaves it so.
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _interrupt_twice()
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+def _interrupt_twice() -> None:
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested

@@ -108,6 +108,10 @@ def load_student(
             raise UserError("student_model.init=teacher_layers needs a teacher: set --teacher")
         if options.layers is None:
             raise UserError("student_model.init=teacher_layers needs student_model.layers")
+        if teacher.config.to_dict().get("quantization_config") is not None:
+            raise UserError(
+                "student_model.init=teacher_layers needs a teacher in full precision: drop teacher_model.quantization"
+            )
         student = LanguageModel(
             thin(teacher.base, options.layers, options.dropout).to(device, dtype),
             teacher.tokenizer,

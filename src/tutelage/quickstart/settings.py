@@ -59,7 +59,7 @@ class Settings:
     student: Path = ASSETS / "student"
     supervised: Method = SUPERVISED_KD
     on_policy: Method = ON_POLICY_GKD
-    train_size: int = 2000
+    train_size: int = 1000
     prompt_size: int = 10_000
     steps: int = 200
     batch_size: int = 32

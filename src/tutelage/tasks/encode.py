@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -82,7 +83,13 @@ def encode_split(task: Task, split: str, encoding: Encoding, limit: int | None =
     if count > _EAGER_LIMIT:
         return _Lazy(task, split, examples, encoding, count)
     made = (encoding.prompt(task, i, examples[i], split) for i in range(count))
-    return [prompt for prompt in made if prompt is not None]
+    kept = [prompt for prompt in made if prompt is not None]
+    if len(kept) < count:
+        left_out = count - len(kept)
+        logging.getLogger(__name__).warning(
+            "%d of %d %s examples are over a length limit: left out", left_out, count, split
+        )
+    return kept
 
 
 class _Lazy(Sequence[Prompt]):

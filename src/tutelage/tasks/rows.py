@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tutelage.errors import UserError
+from tutelage.errors import MissingSplitError, UserError
 from tutelage.tasks.base import SPLITS, Example
 from tutelage.tasks.hashing import content_hash
 
@@ -117,7 +117,7 @@ class DataSource:
             return self._carve(split, self.validation_fraction)
         rows = self._read(split)
         if rows is None:
-            raise UserError(self._missing_split(split))
+            raise MissingSplitError(self._missing_split(split))
         return self._checked(rows)
 
     def _checked(self, rows: Rows) -> Rows:

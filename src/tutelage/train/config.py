@@ -179,6 +179,15 @@ class Config(Recipe):
             raise UserError(
                 "student_model.init=teacher_layers needs student_model.layers, the number of layers to keep"
             )
+        if init == "teacher_layers" and self.teacher is None:
+            raise UserError(
+                "student_model.init=teacher_layers needs a teacher: set --teacher to a folder or a hub name"
+            )
+        if init != "teacher_layers" and self.student_model.layers is not None:
+            raise UserError(
+                f"student_model.layers={self.student_model.layers} is for student_model.init=teacher_layers, but init is {init}; "
+                "set it, or drop student_model.layers"
+            )
         if init != "teacher_layers" and self.student is None:
             raise UserError(
                 "no student given: set --student to a folder or a hub name (or student_model.init=teacher_layers)"

@@ -90,8 +90,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def save(config: Config, path: Path) -> None:
-    """Writes the resolved configuration as YAML that `load_yaml` and `build` turn into an equal one."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    """Writes the resolved configuration as YAML, without `resume` and `overwrite`: these are of one call, not of the run."""
+    fields = config.model_dump(mode="json", exclude={"resume", "overwrite"})
+    path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
 
 
 def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

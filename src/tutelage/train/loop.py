@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tutelage.train.metrics import MetricsWriter, Progress, Stopwatch
 from tutelage.train.optim import Optimizer
 from tutelage.train.signals import StopRequest
 from tutelage.train.tally import Tally
-from tutelage.types import MicroBatch, Rollout
+from tutelage.types import MicroBatch, Prompt, Rollout
 
 Evaluate = Callable[[int], Mapping[str, float]]
 
@@ -41,6 +41,7 @@ class Parts:
         checkpoints: of this run.
         log: the rollout log.
         output: the run's folder.
+        held_out: the prompts of the split that is evaluated; empty for none.
     """
 
     student: Student
@@ -51,6 +52,7 @@ class Parts:
     checkpoints: Checkpoints
     log: RolloutLog
     output: Path
+    held_out: Sequence[Prompt] = ()
 
 
 @dataclass
@@ -86,8 +88,8 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
         Progress(config.train.steps, watch, done=first, show=config.log.progress) as progress,
         StopRequest() as stop,
     ):
+        counted: dict[str, float] = {}  # seconds that earlier records hold
         for step in range(first, config.train.steps):
-            before = dict(watch.seconds)
             with watch.phase("rollout"):
                 if parts.engine is not None:
                     parts.engine.publish(version=step)
@@ -115,8 +117,9 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
                 "step": step + 1,
                 **{k: v for k, v in record.items() if k != "finite"},
                 "learning_rate": learning_rate,
-                "seconds": {name: total - before.get(name, 0.0) for name, total in watch.seconds.items()},
+                "seconds": {name: total - counted.get(name, 0.0) for name, total in watch.seconds.items()},
             }
+            counted = dict(watch.seconds)  # an evaluation or checkpoint after this step is in the next record
             done = step + 1
             if evaluate is not None and config.eval.every and done % config.eval.every == 0:
                 with watch.phase("evaluate"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 from tutelage.data.prompts import PromptStream
-from tutelage.errors import UserError
+from tutelage.errors import MissingSplitError, UserError
 from tutelage.models import load, vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.student import Student
@@ -28,7 +29,7 @@ from tutelage.train.config import Config, identity
 from tutelage.train.loop import Parts
 from tutelage.train.methods import Objective, resolve
 from tutelage.train.optim import Optimizer, trainable_bytes
-from tutelage.types import Rollout
+from tutelage.types import Prompt, Rollout
 
 _OURS = ("checkpoints", "rollouts", "evaluation", "model", "config.yaml", "run.json", "metrics.jsonl", "tensorboard")
 _RECORD = "run.json"
@@ -67,9 +68,36 @@ def prepare(
     if teacher is not None:
         teacher.module.eval()  # a live one may come in training mode, and would mark with dropout
     stream = training_stream(config, objective, [student, *([teacher] if teacher is not None else [])], task)
+    held_out = held_out_prompts(config, student, task)
     require_space(config.output, _bytes_to_write(config, student))
     prepare_output(config)
-    return connect(config, objective, student, teacher, task, stream), task
+    parts = connect(config, objective, student, teacher, task, stream)
+    parts.held_out = held_out
+    return parts, task
+
+
+def held_out_prompts(config: Config, student: LanguageModel, task: Task) -> Sequence[Prompt]:
+    """The prompts to evaluate on, checked; none where eval.final says so, or says auto and the task has no validation split.
+
+    Raises:
+        UserError: a split is asked for and missing, a row is bad, or eval.every has nothing to evaluate on.
+    """
+    split = config.eval.final
+    if split == "auto":
+        split = "validation"
+        try:
+            task.examples(split)
+        except MissingSplitError as error:
+            logging.getLogger(__name__).warning("no evaluation before and after training: %s", error)
+            split = "none"
+    if split != "none":
+        return encode_split(task, split, encoding_of(config, student, task), config.eval.limit)
+    if config.eval.every:
+        raise UserError(
+            f"eval.every={config.eval.every} asks for evaluations during training, but there is no split to evaluate: "
+            "give the task a validation split, or drop eval.every"
+        )
+    return ()
 
 
 def training_stream(config: Config, objective: Objective, models: Sequence[LanguageModel], task: Task) -> PromptStream:
