@@ -57,7 +57,7 @@ def main() -> None:
             "learning_rate": spec["learning_rate"],
             "schedule": "constant",
         },
-        eval={"every": 1, "final": "none"},
+        eval={"every": 1, "final": "validation", "limit": 1},  # only the hook after each step is used
         log={"progress": False},
     )
     student = load.load_student(config.student, options, None, torch.device("cpu"))

@@ -149,7 +149,7 @@ class Recipe(Section):
     seed: int = 0
     """Keys every random choice."""
     resume: bool = False
-    """Go on from the newest checkpoint in `output`."""
+    """Go on from the newest checkpoint in `output`; where no run is, one starts."""
     overwrite: bool = False
     """Delete an earlier run in `output`."""
     student_model: StudentConfig = StudentConfig()
