@@ -90,7 +90,9 @@ class RunServer:
 def server(models: Path) -> Iterator[RunServer]:
     script = Path(__file__).with_name("run_server.py")
     folders = [str(models / f"student-{family}") for family in ("llama", "t5")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # Loading in threads: torch's pool, made before the fork, is found broken now and then by the child's first threads.
+    one_thread = {"OMP_NUM_THREADS": "1", "HF_DEACTIVATE_ASYNC_LOAD": "1"}
+    environment = {**os.environ, **one_thread, "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         [sys.executable, str(script), *folders],
         stdin=subprocess.PIPE,
