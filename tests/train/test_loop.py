@@ -18,16 +18,24 @@ from tutelage.models.load import add_lora
 from tutelage.models.options import LoraConfig
 from tutelage.train import loop
 from tutelage.train.config import Config
-from tutelage.train.loop import Parts, forward_backward, train
+from tutelage.train.loop import Parts, train
 from tutelage.train.methods import METHODS
 from tutelage.train.metrics import read_metrics
 from tutelage.train.setup import prepare
-from tutelage.types import Rollout
+from tutelage.types import MicroBatch, Rollout
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gkd_llama.json"
 REGENERATE = "TUTELAGE_REGENERATE=1 python -m pytest tests/train/test_loop.py -k golden"
 
 MakeConfig = Callable[..., Config]
+
+
+def forward_backward(parts: Parts, micro: MicroBatch) -> torch.Tensor:
+    """One micro-batch by itself: adds its gradients and returns its loss (for tests and experiments)."""
+    signal = parts.teacher.score(micro) if parts.teacher is not None else None
+    loss = parts.student(micro, signal).loss
+    loss.backward()
+    return loss.detach()
 
 
 def model(family: str, hidden: int, *, seed: int, dtype: torch.dtype = torch.float32, **options: Any) -> LanguageModel:

@@ -25,7 +25,7 @@ from tutelage.tasks import Task, load_task
 from tutelage.tasks.base import Split
 from tutelage.tasks.encode import Encoding, encode_split
 from tutelage.train.config import TaskConfig
-from tutelage.train.setup import pick_device
+from tutelage.train.setup import make_writable, pick_device
 from tutelage.types import Prompt
 
 
@@ -82,7 +82,7 @@ def run(request: EvalRequest, *, console: Console | None = None) -> Evaluation:
     """
     console = console or Console()
     if request.output is not None:
-        _make_folder(request.output)
+        make_writable(request.output)
     device = pick_device(request.device)
     only_harness = bool(request.harness) and request.task == TaskConfig()
     task = None
@@ -150,18 +150,6 @@ def _check_positions(model: LanguageModel, prompts: Sequence[Prompt], max_new_to
             f"{max_new_tokens} may follow; lower max_new_tokens, or leave long prompts out (task.max_prompt_tokens "
             "with task.skip_long_prompts)"
         )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-probe"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the output folder {folder}: {error.strerror}; choose another --output"
-        ) from error
 
 
 def versions() -> dict[str, str]:

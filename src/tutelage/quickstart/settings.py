@@ -33,7 +33,7 @@ class Method:
     matrix_learning_rate: float
 
 
-# Learning rates, and the divergence of GKD, are the best on the validation split in
+# Learning rates are the best on the validation split in
 # recipes/arithmetic/learning_rates.json (runs of 200 steps); recipes/arithmetic/learning_rates.py searches again.
 SUPERVISED_KD = Method("supervised_kd", "supervised KD", "supervised_kd", "forward_kl", matrix_learning_rate=0.02)
 ON_POLICY_GKD = Method("on_policy_gkd", "on-policy GKD", "gkd", "forward_kl", matrix_learning_rate=0.01)

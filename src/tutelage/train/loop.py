@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tutelage.data.batching import micro_batches, token_weights
 from tutelage.errors import UserError
 from tutelage.models.student import Student
@@ -23,7 +21,7 @@ from tutelage.train.metrics import MetricsWriter, Progress, Stopwatch
 from tutelage.train.optim import Optimizer
 from tutelage.train.signals import StopRequest
 from tutelage.train.tally import Tally
-from tutelage.types import MicroBatch, Prompt, Rollout
+from tutelage.types import Prompt, Rollout
 
 Evaluate = Callable[[int], Mapping[str, float]]
 
@@ -161,11 +159,3 @@ def save_failure(output: Path, step: int, rollouts: list[Rollout], record: Mappi
         "train.warmup_steps; a divergence that is infinite where the teacher gives no mass (reverse_kl) becomes finite as jsd(0.9) "
         "or skew_reverse_kl"
     )
-
-
-def forward_backward(parts: Parts, micro: MicroBatch) -> torch.Tensor:
-    """One micro-batch by itself: adds its gradients and returns its loss (for tests and experiments)."""
-    signal = parts.teacher.score(micro) if parts.teacher is not None else None
-    loss = parts.student(micro, signal).loss
-    loss.backward()
-    return loss.detach()

@@ -225,13 +225,8 @@ def holds_run(folder: Path) -> bool:
     return (log.exists() and log.stat().st_size > 0) or any(folder.glob("checkpoints/step-*"))
 
 
-def check_output(config: Config) -> None:
-    """Makes the run's folder, or checks that the run in it is the one to resume; an earlier run stays as it is.
-
-    Raises:
-        UserError: it cannot be written, holds a run already, or holds another run than the one to resume.
-    """
-    folder = config.output
+def make_writable(folder: Path) -> None:
+    """Makes an output folder. Raises UserError when it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-probe"
@@ -241,6 +236,16 @@ def check_output(config: Config) -> None:
         raise UserError(
             f"cannot write to the output folder {folder}: {error.strerror}; choose another --output"
         ) from error
+
+
+def check_output(config: Config) -> None:
+    """Makes the run's folder, or checks that the run in it is the one to resume; an earlier run stays as it is.
+
+    Raises:
+        UserError: it cannot be written, holds a run already, or holds another run than the one to resume.
+    """
+    folder = config.output
+    make_writable(folder)
     if not holds_run(folder):
         return
     if config.resume:
