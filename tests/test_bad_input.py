@@ -143,6 +143,13 @@ def after_a_run(*options: str, damage: Callable[[Path], None] = lambda output: N
     return first_run
 
 
+def edited_data(world: World) -> Sequence[str]:
+    """The rows have changed since the run that is to go on."""
+    assert world.train() == 0
+    world.data([*ROWS[:-1], {"prompt": "2 + 2 =", "completion": " 5"}])
+    return ["--resume"]
+
+
 def truncate_checkpoint(output: Path) -> None:
     os.truncate(output / "checkpoints" / "step-00000004" / "state.pt", 1000)
 
@@ -198,6 +205,7 @@ CASES: dict[str, tuple[Break, Sequence[str]]] = {
     "wrong values": (keys({"train.steps": 0, "train.batch_size": "two"}), ["2 problems", "train.steps: saw 0", "batch_size: saw"]),
     "warm-up without end": (key("train.warmup_steps", 4), ["train.warmup_steps is 4", "train.steps=4"]),
     "likelihood with a divergence": (keys({"method": "sft", "divergence": "jsd(0.5)"}), ["method=sft", "takes no divergence"]),
+    "idle option": (key("train.matrix_learning_rate", 0.1), ["train.matrix_learning_rate=0.1 has no effect", "train.optimizer=muon"]),
     "no teacher": (key("teacher", None), ["method=gkd needs a teacher: set --teacher"]),
     "no student": (key("student", None), ["no student given: set --student"]),
     # The models.
@@ -218,6 +226,7 @@ CASES: dict[str, tuple[Break, Sequence[str]]] = {
         after_a_run("--resume", "--train.learning-rate", "0.5", "--divergence", "reverse_kl"),
         ["another configuration", "train.learning_rate: 0.0003 there, 0.5 now", "divergence: None there, 'reverse_kl' now"],
     ),
+    "edited data": (edited_data, ["started with other training data: 9 examples there, 9 of task.data=", "not the same tokens"]),
     "truncated checkpoint": (
         after_a_run("--resume", damage=truncate_checkpoint),
         ["step-00000004 is damaged: state.pt is truncated or changed; delete that folder to go on from step 3"],

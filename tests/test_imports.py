@@ -19,6 +19,7 @@ ROOMS = [
     "types",
     "section",
     "divergences",
+    "estimators",
     "fused",
     "models",
     "data",

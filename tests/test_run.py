@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -181,6 +182,61 @@ def test_the_closing_table_and_the_samples(make_config: Callable[..., Config]) -
     assert "1 + 0 =" not in shown
     assert str(result.folder.name) in shown
     assert math.isfinite(result.records[-1]["loss"])
+
+
+def cells(console: Console) -> dict[str, list[str]]:
+    """The closing table: first column -> the others."""
+    lines = [line.split("│") for line in console.export_text().splitlines() if line.count("│") == 4]
+    return {line[1].strip(): [cell.strip() for cell in line[2:4]] for line in lines}
+
+
+def test_the_closing_table_of_a_resumed_run_is_of_the_whole_run(
+    make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {
+        "train": {"steps": 4, "checkpoint_every": 2},
+        "eval": {"final": "validation", "temperatures": [0.0], "bootstrap": 10},
+    }
+    undisturbed, resumed = (Console(record=True, width=200, file=io.StringIO()) for _ in range(2))
+
+    def start(console: Console, output: str, **more: Any) -> run.RunResult:
+        config = make_config(output=str(tmp_path / output), **changes, **more)
+        return run.run(config, student=live(), teacher=live(seed=1), task=Sums(), console=console)
+
+    whole = start(undisturbed, "whole")
+    with monkeypatch.context() as patched:
+        original = run.loop.save
+
+        def save_once(parts: Any, step: int) -> None:
+            original(parts, step)
+            raise RuntimeError("killed")
+
+        patched.setattr(run.loop, "save", save_once)
+        with pytest.raises(RuntimeError, match="killed"):
+            start(resumed, "killed")
+    result = start(resumed, "killed", resume=True)
+    assert [record["step"] for record in result.records] == [3, 4]
+    assert whole.before is not None
+    assert result.before is not None
+    assert result.before.completions == whole.before.completions
+    expected, table = cells(undisturbed), cells(resumed)
+    for row in ("loss", "forward KL, nats", "agreement with the teacher", "accuracy, greedy", "tokens"):
+        assert table[row] == expected[row]
+    again = Console(record=True, width=200, file=io.StringIO())
+    start(again, "killed", resume=True)  # nothing is left to do
+    assert cells(again)["loss"] == expected["loss"]
+
+
+def test_another_evaluation_is_not_set_beside_the_earlier(
+    make_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluation = {"final": "validation", "temperatures": [0.0], "bootstrap": 10, "limit": 4}
+    for limit, resume in ((4, False), (3, True)):
+        config = make_config(eval={**evaluation, "limit": limit}, resume=resume)
+        result = run.run(config, student=live(), teacher=live(seed=1), task=Sums())
+    assert result.before is None
+    assert result.after is not None
+    assert "the evaluation before training had another eval.limit: the closing table leaves it out" in caplog.text
 
 
 def test_the_run_records_its_configuration(make_config: Callable[..., Config]) -> None:

@@ -10,7 +10,6 @@ for the divergences of this module; `parse` turns the spelling used in configura
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, nearest
 
 DivergenceFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,6 +35,17 @@ class Distribution(NamedTuple):
     def of(cls, logp: Tensor) -> Distribution:
         """The distribution with these log-probabilities."""
         return cls(logp, logp.exp())
+
+    @classmethod
+    def of_logits_(cls, logits: Tensor) -> Distribution:
+        """The distribution softmax(logits); `logits` [..., V] are overwritten with the log-probabilities.
+
+        softmax exponentiates once and fast; the normaliser follows from the likeliest entry, whose probability is at
+        least 1 / V. log_softmax with exp after it would take twice the time.
+        """
+        p = logits.softmax(-1)
+        normaliser = logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log_()
+        return cls(logits.sub_(normaliser), p)
 
 
 ScoreFn = Callable[[Distribution, Distribution], tuple[Tensor, Tensor]]
@@ -157,17 +167,35 @@ def skew_reverse_kl(teacher_logp: Tensor, student_logp: Tensor, alpha: float = 0
 # --- closed forms: value and dD/d(student_logp) -----------------------------------------------------------------------
 
 
-def expect_(p: Tensor, x: Tensor) -> Tensor:
-    """Overwrites `x` with p * x, where 0 times anything is 0, and returns the sum over the last dimension."""
-    total = x.mul_(p).sum(-1)
+def expect(p: Tensor, x: Tensor) -> Tensor:
+    """The sum of p * x over the last dimension, where 0 times anything is 0."""
+    total = torch.linalg.vecdot(p, x)
     # An infinity or NaN is rare, and mostly a 0 * inf: looking for it here spares every other call a masking pass.
+    if not bool(total.isfinite().all()):
+        total = torch.linalg.vecdot(p, x.masked_fill(p == 0, 0.0))
+    return total
+
+
+def expect_(p: Tensor, x: Tensor) -> Tensor:
+    """As `expect`, and overwrites `x` with the products p * x."""
+    total = x.mul_(p).sum(-1)
     if not bool(total.isfinite().all()):
         total = x.masked_fill_(p == 0, 0.0).sum(-1)
     return total
 
 
+def _log_mixture(teacher: Distribution, student: Distribution, teacher_weight: float) -> Tensor:
+    """Log of m = wP + (1-w)Q from the probabilities: one logarithm, where `log_mixture` takes an exponential more.
+
+    Where both probabilities underflow, the smallest normal number stands for m: such an entry contributes less than
+    1e-35 to any sum (float32), but log 0 would turn it into 0 * inf.
+    """
+    mixture = torch.lerp(student.p, teacher.p, teacher_weight)
+    return mixture.add_(torch.finfo(mixture.dtype).tiny).log_()
+
+
 def _forward_kl_score(teacher: Distribution, student: Distribution) -> tuple[Tensor, Tensor]:
-    return expect_(teacher.p, teacher.logp - student.logp), -teacher.p
+    return expect(teacher.p, teacher.logp - student.logp), -teacher.p
 
 
 def _reverse_kl_score(teacher: Distribution, student: Distribution) -> tuple[Tensor, Tensor]:
@@ -179,8 +207,8 @@ def _reverse_kl_score(teacher: Distribution, student: Distribution) -> tuple[Ten
 def _jsd_score(
     teacher: Distribution, student: Distribution, *, beta: float, rescale: bool = False
 ) -> tuple[Tensor, Tensor]:
-    mixture_logp = log_mixture(teacher.logp, student.logp, beta)
-    teacher_value = expect_(teacher.p, teacher.logp - mixture_logp)
+    mixture_logp = _log_mixture(teacher, student, beta)
+    teacher_value = expect(teacher.p, teacher.logp - mixture_logp)
     gradient = torch.sub(student.logp, mixture_logp, out=mixture_logp)
     student_value = expect_(student.p, gradient)
     factor = 1 / (beta * (1 - beta)) if rescale else 1.0
@@ -196,15 +224,15 @@ def _total_variation_score(teacher: Distribution, student: Distribution) -> tupl
 
 
 def _skew_forward_kl_score(teacher: Distribution, student: Distribution, *, alpha: float) -> tuple[Tensor, Tensor]:
-    mixture_logp = log_mixture(teacher.logp, student.logp, alpha)
-    value = expect_(teacher.p, teacher.logp - mixture_logp)
+    mixture_logp = _log_mixture(teacher, student, alpha)
+    value = expect(teacher.p, teacher.logp - mixture_logp)
     gradient = torch.sub(student.logp, mixture_logp, out=mixture_logp).exp_()
     expect_(teacher.p, gradient)
     return value, gradient.mul_(alpha - 1)  # -(1-a) p q/m
 
 
 def _skew_reverse_kl_score(teacher: Distribution, student: Distribution, *, alpha: float) -> tuple[Tensor, Tensor]:
-    mixture_logp = log_mixture(teacher.logp, student.logp, 1 - alpha)
+    mixture_logp = _log_mixture(teacher, student, 1 - alpha)
     log_ratio = torch.sub(student.logp, mixture_logp, out=mixture_logp)
     gradient = log_ratio.exp().mul_(-alpha).add_(1.0).add_(log_ratio)
     expect_(student.p, gradient)  # q (log q/m + 1 - a q/m)
@@ -319,6 +347,5 @@ def parse(spelling: str | Divergence) -> Divergence:
 
 
 def _unknown(spelling: str, name: str) -> str:
-    nearest = difflib.get_close_matches(name, _FAMILIES, n=1, cutoff=0.4)
-    hint = f" Did you mean {_FAMILIES[nearest[0]].usage}?" if nearest else ""
-    return f"unknown divergence {spelling!r}.{hint} Known: {', '.join(family.usage for family in _FAMILIES.values())}."
+    usage = {known: family.usage for known, family in _FAMILIES.items()}
+    return f"unknown divergence {spelling!r}; {nearest(name, _FAMILIES, usage)}"

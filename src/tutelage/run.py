@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ from safetensors import SafetensorError
 
 from tutelage.errors import UserError
 from tutelage.eval.evaluate import evaluate
-from tutelage.eval.results import Evaluation, save
+from tutelage.eval.results import Evaluation, read, save
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
 from tutelage.tasks.base import Task
@@ -34,7 +37,7 @@ class RunResult:
         student: the trained student.
         folder: the Hugging Face folder it was saved to.
         records: the metrics of every step this process ran.
-        before, after: evaluations; None where none was asked for.
+        before, after: evaluations; None where none was asked for. A run that goes on reads `before` from its folder.
     """
 
     student: LanguageModel
@@ -70,7 +73,7 @@ def run(
     try:
         parts, task = prepare(config, student=student, teacher=teacher, task=task)
         judge = _Judge(config, parts, task)
-        before = judge.judge("before") if not parts.checkpoints.steps() else None
+        before = judge.recall("before") if parts.checkpoints.steps() else judge.judge("before")
         history = loop.train(parts, config, judge.headline)
         folder = config.output / "model"
         load.save(parts.student.model, folder)
@@ -84,8 +87,9 @@ def run(
     parts.log.close()
     if after is not None and config.log.samples:
         _show_samples(before, after, console, config.log.samples)
-    if history.records:
-        console.print(metrics.closing_table(_summary(history, before, after, folder)))
+    records = metrics.read_metrics(config.output / "metrics.jsonl")
+    if records:
+        console.print(metrics.closing_table(_summary(records, history, before, after, folder)))
     return RunResult(parts.student.model, folder, history.records, before, after)
 
 
@@ -111,6 +115,21 @@ class _Judge:
             )
         save(result, self.config.output / "evaluation" / when, {"config": self.config.model_dump(mode="json")})
         return result
+
+    def recall(self, when: str) -> Evaluation | None:
+        """The evaluation that an earlier process of this run saved; None where it saved none of the same examples."""
+        saved = read(self.config.output / "evaluation" / when)
+        if saved is None or not self.parts.held_out:
+            return None
+        evaluation, about = saved
+        earlier, now = about["config"]["eval"], self.config.model_dump(mode="json")["eval"]
+        changed = [f"eval.{key}" for key in ("final", "limit", "temperatures") if earlier[key] != now[key]]
+        if changed:
+            logging.getLogger(__name__).warning(
+                "the evaluation before training had another %s: the closing table leaves it out", ", ".join(changed)
+            )
+            return None
+        return evaluation
 
     def headline(self, step: int) -> Mapping[str, float]:
         """The headline metric by decoding, for the metrics file."""
@@ -144,20 +163,30 @@ def _show_samples(before: Evaluation | None, after: Evaluation, console: Console
 
 
 def _summary(
-    history: loop.History, before: Evaluation | None, after: Evaluation | None, folder: Path
+    records: Sequence[Mapping[str, Any]],
+    history: loop.History,
+    before: Evaluation | None,
+    after: Evaluation | None,
+    folder: Path,
 ) -> metrics.Summary:
-    first, last = history.records[0], history.records[-1]
+    """Of the whole run: `records` of the metrics file begin with the steps that earlier processes did."""
+    first, last = records[0], records[-1]
+    seconds = Counter(history.watch.seconds)
+    for record in records[: len(records) - len(history.records)]:
+        seconds.update(record["seconds"])
     summary: metrics.Summary = {
         "steps": last["step"],
         "loss": (first["loss"], last["loss"]),
-        "tokens": sum(r["tokens"] for r in history.records),
-        "seconds": history.watch.seconds,
+        "tokens": sum(r["tokens"] for r in records),
+        "seconds": seconds,
         "evaluations": _evaluations(before, after),
         "folder": folder,
     }
     for key in ("forward_kl", "reverse_kl", "agreement"):
         if "forward_kl" in first and "forward_kl" in last:  # else "agreement" is with the targets, not with a teacher
-            summary[key] = (first[key], last[key])
+            # The file has null where a value is not finite.
+            start, end = (math.nan if record[key] is None else record[key] for record in (first, last))
+            summary[key] = (start, end)
     return summary
 
 

@@ -7,12 +7,13 @@ Shape legend, used as suffixes of tensor names everywhere in the package:
     N   completion tokens of a micro-batch, rows flattened, no padding
     H   hidden size (Hs: the student's, Ht: the teacher's)
     V   vocabulary size
+    K   tokens of a top-k signal
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -147,3 +148,60 @@ class HiddenStates:
 
     hidden_NH: Tensor
     head: LMHead
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The teacher's K most probable tokens and the mass of all others. Any divergence is legal.
+
+    Both models' distributions are coarsened to K + 1 outcomes, the K tokens and one for the rest, and compared there: a
+    lower bound of the full divergence that is exact at K = V.
+
+    Attributes:
+        token_ids_NK: int64, distinct within a row.
+        logp_NK: float32 log-probabilities of these tokens over the shared vocabulary, after `temperature`.
+        tail_logp_N: log of the mass of all other tokens; -inf where there is none. `estimators.tail_logp` derives it
+            for a teacher that reports nothing but its top tokens.
+        vocab_size: rows of the shared vocabulary, over which the teacher's distribution is normalised.
+        temperature: what the teacher's logits were divided by; the student's are divided by the same.
+    """
+
+    token_ids_NK: Tensor
+    logp_NK: Tensor
+    tail_logp_N: Tensor
+    vocab_size: int
+    temperature: float = 1.0
+
+    def select(self, index: Tensor) -> TopK:
+        """The signal of the tokens at `index` only."""
+        return replace(
+            self,
+            token_ids_NK=self.token_ids_NK[index],
+            logp_NK=self.logp_NK[index],
+            tail_logp_N=self.tail_logp_N[index],
+        )
+
+
+@dataclass(frozen=True)
+class SampledToken:
+    """The teacher's log-probability of each completion token, nothing else.
+
+    Legal for forward_kl and reverse_kl only, and only on tokens that the current student drew from its own distribution
+    at the same temperature, without top-k or top-p: the gradients are right in expectation over those draws.
+
+    Attributes:
+        logp_N: float32 log-probability of every completion token over the shared vocabulary, after `temperature`.
+        vocab_size: rows of the shared vocabulary, over which the teacher's distribution is normalised.
+        temperature: what the teacher's logits were divided by; the student's are divided by the same.
+    """
+
+    logp_N: Tensor
+    vocab_size: int
+    temperature: float = 1.0
+
+    def select(self, index: Tensor) -> SampledToken:
+        """The signal of the tokens at `index` only."""
+        return replace(self, logp_N=self.logp_N[index])
+
+
+Signal = HiddenStates | TopK | SampledToken

@@ -84,6 +84,16 @@ def test_collate_of_an_encoder_decoder_by_hand():
     assert micro.row_N.tolist() == [0, 0, 0, 1, 1]
 
 
+def test_a_forced_first_token_stands_before_the_completion():
+    model = build_model("bart")
+    model.base.generation_config.forced_bos_token_id = 1
+    micro = collate(TWO, [[0.1, 0.2, 0.3], [0.4, 0.5]], model)
+    assert micro.decoder_input_ids_BL.tolist() == [[2, 1, 8, 9], [2, 1, 11, 0]]
+    assert micro.decoder_attention_mask_BL.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert micro.index_N.tolist() == [1, 2, 3, 5, 6]  # token 1 is given, never a target
+    assert micro.targets_N.tolist() == [8, 9, EOS, 11, EOS]
+
+
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_the_predicting_position_sees_everything_before_its_target(family):
     """Every target is the next token after the inputs up to its index."""

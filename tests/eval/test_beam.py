@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 import torch
 
+import tests.conftest
 from tutelage.eval.beam import beam_search
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
@@ -18,6 +19,23 @@ def test_one_beam_equals_the_greedy_rollouts(model, prompts) -> None:
     assert [b.completion_ids for b in beams] == [g.completion_ids for g in greedy]
     assert [b.finish_reason for b in beams] == [g.finish_reason for g in greedy]
     assert [b.prompt_id for b in beams] == [p.id for p in prompts]
+
+
+@pytest.mark.parametrize("forced", [None, 0])
+def test_a_model_with_learned_encoder_positions(forced) -> None:
+    """BART: its encoder counts positions from the first column, and its checkpoints force tokens at both ends."""
+    model = tests.conftest.build_model("bart", dtype=torch.float32)
+    own = model.base.generation_config
+    own.update(forced_bos_token_id=forced, forced_eos_token_id=9, bad_words_ids=[[i] for i in range(3, 30)])
+    prompts = tests.conftest.build_prompts()
+    greedy = NativeEngine(model).generate(prompts, Sampling(8, 0.0), samples=[0] * 6, seed=0)
+    assert {r.finish_reason for r in greedy} >= {"length"}  # where 9 would be forced
+    for batch_rows in (1, 6):
+        beams = beam_search(model, prompts, num_beams=1, max_new_tokens=8, batch_rows=batch_rows)
+        assert [b.completion_ids for b in beams] == [g.completion_ids for g in greedy]
+    assert model.base.generation_config is own
+    wide = [beam_search(model, prompts, num_beams=3, max_new_tokens=8, batch_rows=n) for n in (3, 64)]
+    assert [r.completion_ids for r in wide[0]] == [r.completion_ids for r in wide[1]]
 
 
 def test_batching_does_not_change_the_hypotheses(model, prompts) -> None:

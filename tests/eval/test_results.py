@@ -1,5 +1,6 @@
 """How results are shown and saved."""
 
+import dataclasses
 import io
 import json
 import math
@@ -7,7 +8,7 @@ import math
 import pytest
 from rich.console import Console
 
-from tutelage.eval.results import Completion, Decoding, Evaluation, HarnessScore, Row, save, show, with_interval
+from tutelage.eval.results import Completion, Decoding, Evaluation, HarnessScore, Row, read, save, show, with_interval
 from tutelage.eval.statistics import Interval
 
 
@@ -45,6 +46,17 @@ def test_saved_files_hold_everything_once(evaluation, tmp_path) -> None:
     (line,) = (tmp_path / "deep" / "folder" / "completions.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["text"] == "ü [/red]"
     assert "ü" in line
+
+
+def test_what_is_saved_is_read_back(evaluation, tmp_path) -> None:
+    odd = dataclasses.replace(evaluation.completions[0], text="a\u2028b\r\nc", mark=None)
+    evaluation = dataclasses.replace(evaluation, completions=(*evaluation.completions, odd))
+    assert read(tmp_path) is None
+    save(evaluation, tmp_path, {"config": {"seed": 3}})
+    found = read(tmp_path)
+    assert found is not None
+    assert found[0] == evaluation
+    assert found[1]["config"] == {"seed": 3}
 
 
 def test_row_by_label(evaluation) -> None:

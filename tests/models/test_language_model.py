@@ -102,18 +102,73 @@ def test_pad_id_falls_back_on_the_end_of_sequence():
     assert LanguageModel(module, None, "x").pad_id == EOS
 
 
-def test_decoder_start_id():
+def test_ends_are_joined_into_the_generation_configuration():
+    module = build_module("llama", vocab=226)
+    model = LanguageModel(module, arithmetic_tokenizer(), "x")
+    module.generation_config.eos_token_id = EOS
+    model.end_at([EOS])
+    assert module.generation_config.eos_token_id == EOS  # nothing new: left as it was
+    model.end_at({9, 7})
+    assert module.generation_config.eos_token_id == [EOS, 7, 9]
+    assert model.eos_ids == {EOS, 7, 9}
+    module.generation_config.eos_token_id = None
+    model.end_at([])
+    assert module.generation_config.eos_token_id == [EOS]  # the tokenizer's, which serving would not know
+    module.generation_config = None
+    model.end_at([7])
+    assert model.eos_ids == {EOS, 7}
+
+
+def test_decoder_start_ids():
     model = build_model("bart")
-    assert model.decoder_start_id == EOS
+    assert model.decoder_start_ids == (EOS,)
+    model.base.generation_config.forced_bos_token_id = 0
+    assert model.decoder_start_ids == (EOS, 0)
     model.config.decoder_start_token_id = None
     with pytest.raises(UserError, match=r"tiny-bart: config\.json has no decoder_start_token_id"):
-        _ = model.decoder_start_id
+        _ = model.decoder_start_ids
 
 
 def test_max_positions():
     assert {f: build_model(f).max_positions for f in FAMILIES} == {
         "llama": 96, "qwen2": 96, "gpt2": 96, "gemma2": 96, "t5": None, "t5_v1_1": None, "bart": 96,
     }  # fmt: skip
+    assert {f for f in FAMILIES if build_model(f).max_encoder_positions is not None} == {"bart"}
+
+
+def test_sides_of_different_length():
+    config = transformers.LEDConfig(
+        vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, attention_window=4,
+        decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8, max_encoder_position_embeddings=64,
+        max_decoder_position_embeddings=32, pad_token_id=PAD, bos_token_id=1, eos_token_id=EOS,
+    )  # fmt: skip
+    model = LanguageModel(transformers.LEDForConditionalGeneration(config).eval(), None, "led")
+    assert (model.max_encoder_positions, model.max_positions) == (64, 32)
+    assert model.lack_of_positions(64, 32) is None
+    assert model.lack_of_positions(65, 32) == "led has 64 positions in its encoder"
+    assert model.lack_of_positions(64, 33) == "led has 32 positions in its decoder"
+
+
+def test_a_sequence_past_the_last_position():
+    decoder, relative, both = (build_model(family) for family in ("gpt2", "t5", "bart"))
+    assert decoder.lack_of_positions(90, 6) is None
+    assert decoder.lack_of_positions(90, 7) == "tiny-gpt2 has 96 positions"
+    assert relative.lack_of_positions(10_000, 10_000) is None
+    assert both.lack_of_positions(96, 96) is None
+    assert both.lack_of_positions(97, 1) == "tiny-bart has 96 positions in its encoder"
+    both.base.generation_config.forced_bos_token_id = 0  # stands in front of the completion
+    assert both.lack_of_positions(1, 96) == "tiny-bart has 96 positions in its decoder"
+
+
+def test_the_last_position_is_the_last():
+    """What `lack_of_positions` allows does go through the model, and one token more does not."""
+    model = build_model("bart")
+    model.base.generation_config.forced_bos_token_id = 1
+    assert torch.isfinite(model.hidden(collate(fixed_rollouts(((96, 95),)), [[1.0] * 95], model))).all()
+    with pytest.raises(IndexError):
+        model.hidden(collate(fixed_rollouts(((96, 96),)), [[1.0] * 96], model))
+    with pytest.raises(IndexError):
+        model.hidden(collate(fixed_rollouts(((97, 95),)), [[1.0] * 95], model))
 
 
 def test_n_positions_of_old_t5_configurations_is_no_limit():

@@ -1,11 +1,14 @@
 """The loss over hidden states against the same loss over the model's own logits: values and parameter gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.conftest import FAMILIES, build_model, fixed_rollouts, own_logits
-from tutelage import divergences
+from tutelage import divergences, estimators
 from tutelage.data.batching import collate, token_weights
+from tutelage.errors import UserError
 from tutelage.models.student import Student
 from tutelage.teacher.local import LocalTeacher
 
@@ -55,3 +58,48 @@ def test_a_divergence_needs_a_signal():
 def test_parameters_are_the_models_own():
     model = build_model("t5")
     assert {id(p) for p in Student(model, None).parameters()} == {id(p) for p in model.module.parameters()}
+
+
+def own_rollouts():
+    """The fixed sequences, as if the student had written them."""
+    return [replace(rollout, source="student", policy_version=0) for rollout in fixed_rollouts()]
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("signal", ["topk(5)", "sampled"])
+@pytest.mark.parametrize("family", ["gemma2", "t5"])
+def test_weaker_signals_are_those_of_the_full_logits(family, signal):
+    student, teacher = build_model(family, seed=1), build_model(family, seed=2, hidden=24)
+    rollouts = own_rollouts()
+    micro = collate(rollouts, token_weights(rollouts, "sequence"), student)
+    objective = Student(student, divergences.parse("reverse_kl"), temperature=1.5)
+    ours = objective(micro, LocalTeacher(teacher, signal, temperature=1.5).score(micro))
+
+    logp = (own_logits(student, micro) / 1.5).log_softmax(-1)
+    teacher_logp = (own_logits(teacher, micro).detach() / 1.5).log_softmax(-1)
+    if signal == "sampled":
+        chosen = micro.targets_N[:, None]
+        tokens = estimators.k2(logp.gather(1, chosen), teacher_logp.gather(1, chosen)).squeeze(1)
+    else:
+        ids = teacher_logp.topk(5, dim=-1).indices
+        tokens = divergences.reverse_kl(estimators.coarsen(teacher_logp, ids), estimators.coarsen(logp, ids))
+    reference = (tokens * micro.weights_N).sum()
+    assert reference.item() > 0.01
+    torch.testing.assert_close(ours.loss, reference, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(ours.stats.divergence, tokens.detach(), rtol=1e-10, atol=1e-12)
+    parameters = list(student.module.parameters())
+    pairs = zip(torch.autograd.grad(ours.loss, parameters), torch.autograd.grad(reference, parameters), strict=True)
+    assert all(torch.allclose(one, two, rtol=1e-9, atol=1e-11) for one, two in pairs)
+
+
+def test_sampled_signals_are_refused_off_policy_and_for_other_divergences():
+    student = build_model("llama")
+    teacher = LocalTeacher(student, "sampled")
+    rollouts = fixed_rollouts()
+    micro = collate(rollouts, token_weights(rollouts, "token"), student)
+    with pytest.raises(UserError, match="is from the dataset"):
+        Student(student, divergences.parse("reverse_kl"))(micro, teacher.score(micro))
+    rollouts = own_rollouts()
+    micro = collate(rollouts, token_weights(rollouts, "token"), student)
+    with pytest.raises(UserError, match="supports forward_kl and reverse_kl"):
+        Student(student, divergences.parse("jsd(0.5)"))(micro, teacher.score(micro))

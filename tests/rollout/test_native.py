@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from tests.conftest import FAMILIES, build_model, build_prompts, own_logits
+from tests.conftest import BOS, EOS, FAMILIES, PAD, build_model, build_prompts, own_logits
 from tutelage.data.batching import collate
+from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.native import NativeEngine
 from tutelage.types import Prompt
@@ -81,6 +83,42 @@ def test_greedy_is_generate_of_transformers(family):
         assert rollout.finish_reason == ("stop" if stopped else "length")
         assert stopped or len(rollout.completion_ids) == 12
         assert rollout.behaviour_logprobs == (0.0,) * len(rollout.completion_ids)
+
+
+def bart_like(kind, seed):
+    """As their published checkpoints: BART's decoder starts from </s> and <s> is forced behind it, Marian's from <pad>."""
+    twos = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads")
+    widths = {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 96}
+    sizes = {**dict.fromkeys(twos, 2), **widths, "vocab_size": 64, "pad_token_id": PAD, "eos_token_id": EOS}
+    if kind == "bart":
+        config = transformers.BartConfig(**sizes, bos_token_id=BOS, decoder_start_token_id=EOS)
+        module = transformers.BartForConditionalGeneration(config)
+        module.generation_config.forced_bos_token_id = BOS
+    else:
+        config = transformers.MarianConfig(**sizes, decoder_start_token_id=PAD, decoder_vocab_size=64)
+        module = transformers.MarianMTModel(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in (*(p for p in module.parameters() if p.dim() > 1), module.final_logits_bias):
+            weight.normal_(std=0.5, generator=generator)
+    module.generation_config.forced_eos_token_id = None
+    return LanguageModel(module.double().eval(), None, kind)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize(("kind", "seed", "start"), [("bart", 9, (EOS, BOS)), ("marian", 4, (PAD,))])
+def test_greedy_of_bart_and_marian_is_generate_of_transformers(kind, seed, start):
+    model = bart_like(kind, seed)
+    assert model.decoder_start_ids == start
+    written = [generate_of_transformers(model, prompt, limit=11 + len(start)) for prompt in PROMPTS]
+    assert {tokens[: len(start) - 1] for tokens in written} == {start[1:]}  # what is forced is no part of a completion
+    expected = [tokens[len(start) - 1 :] for tokens in written]
+    assert len(set(expected)) > 4  # the completions do depend on the prompt
+    rollouts = generate(model, sampling=GREEDY)
+    assert completions(rollouts) == expected
+    micro = collate(rollouts, [[1.0] * len(c) for c in expected], model)
+    # The loss sees the same distribution the tokens were taken from.
+    assert own_logits(model, micro).argmax(-1).tolist() == [token for row in expected for token in row]
 
 
 @pytest.mark.usefixtures("exact")

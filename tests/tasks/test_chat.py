@@ -6,7 +6,7 @@ from tokenizers.processors import TemplateProcessing
 
 from tutelage.errors import UserError
 from tutelage.tasks.arithmetic import build_tokenizer
-from tutelage.tasks.chat import encode_completion, encode_prompt
+from tutelage.tasks.chat import EndOfTurn, encode_completion, encode_prompt, end_of_turn
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
@@ -84,3 +84,77 @@ def test_completion_without_an_end_token():
     bare.eos_token = None
     with pytest.raises(UserError, match="has no end-of-sequence token"):
         encode_completion(bare, "12")
+
+
+IM_END, EOT, END = 226, 227, 228  # added to the arithmetic tokenizer's 226 tokens
+TURNS = (
+    "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}CLOSING{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant:{% endif %}"
+)
+
+
+def chat_tokenizer(closing: str):
+    """A tokenizer whose template closes every turn with `closing`, and whose end of sequence is </s> all the same."""
+    built = tokenizer("<s> $A", TURNS.replace("CLOSING", closing))
+    built.add_tokens(["<|im_end|>", "<|eot_id|>", "<|eot_id|>x"], special_tokens=True)
+    return built
+
+
+@pytest.mark.parametrize(
+    ("closing", "expected"),
+    [
+        ("<|im_end|>\n", EndOfTurn("", IM_END)),  # ChatML: the line break is not the assistant's
+        ("<|eot_id|>", EndOfTurn("", EOT)),
+        ("<|eot_id|>x", EndOfTurn("", END)),  # the longer of two tokens that start at one place
+        (" </s>", EndOfTurn(" ", EOS)),
+        ("\n<|im_end|>\n</s>", EndOfTurn("\n", IM_END)),  # the first of several
+        ("\n", None),  # nothing that could end a completion
+    ],
+)
+def test_end_of_turn_is_the_first_special_token_behind_the_reply(closing, expected):
+    assert end_of_turn(chat_tokenizer(closing)) == expected
+
+
+def test_without_a_template_there_is_no_end_of_turn():
+    assert end_of_turn(tokenizer()) is None
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('roles must be human and bot') }}", r"cannot render .* \(roles must be human and bot\).*use_chat to never"),
+        ("{{ messages[0]['content'] }}", r"leaves the assistant's reply out; repair it"),
+    ],
+)  # fmt: skip
+def test_templates_that_do_not_show_how_a_turn_ends(template, message):
+    with pytest.raises(UserError, match=message):
+        end_of_turn(tokenizer(chat_template=template))
+
+
+@pytest.mark.parametrize(
+    "closing", ["<|im_end|>", "<|im_end|>\n", "<|eot_id|>", " <|eot_id|>", "\n<|im_end|>\n</s>", "</s>"]
+)
+def test_prompt_and_completion_are_the_rendered_conversation(closing):
+    chat = chat_tokenizer(closing)
+    end = end_of_turn(chat)
+    completion = encode_completion(chat, "12 + 7 = 19.", end)
+    whole = [*CHAT, {"role": "assistant", "content": "12 + 7 = 19."}]
+    rendered = chat.apply_chat_template(whole, tokenize=True, return_dict=False)
+    ours = [*encode_prompt(chat, CHAT), *completion]
+    assert rendered[: len(ours)] == ours
+    assert end.token_id not in rendered[len(ours) :]
+    assert completion.count(end.token_id) == 1
+
+
+def test_an_end_of_turn_the_text_holds_already_is_not_doubled():
+    chat = chat_tokenizer("<|im_end|>\n")
+    expected = [*plain("12"), IM_END]
+    assert encode_completion(chat, "12", end_of_turn(chat)) == expected
+    assert encode_completion(chat, "12<|im_end|>", end_of_turn(chat)) == expected
+    assert encode_completion(chat, "12") == [*plain("12"), EOS]  # of a plain prompt
+
+
+def test_a_turn_can_end_without_an_end_of_sequence():
+    chat = chat_tokenizer("<|eot_id|>")
+    chat.eos_token = None
+    assert encode_completion(chat, "12", end_of_turn(chat)) == [*plain("12"), EOT]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from tests.conftest import EOS, tokenizer
 from tutelage.errors import UserError
 from tutelage.tasks import encode
-from tutelage.tasks.base import Example, Generation, Scores
-from tutelage.tasks.encode import Encoding, encode_split
+from tutelage.tasks.arithmetic import Arithmetic
+from tutelage.tasks.base import Example, Generation, Message, Scores
+from tutelage.tasks.encode import Encoding, GeneratedSplit, encode_split, fingerprint
 
 
 @dataclass
@@ -51,29 +53,30 @@ def test_prompts_and_references_with_the_end_of_sequence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "limits", "message"),
+    ("rows", "message"),
     [
-        ([("1", "2"), ("12345", "3")], {}, "rows, train example 1: the prompt has 5 tokens, the limit is 4; raise task.max_prompt_tokens"),
-        ([("1", "234")], {"max_new_tokens": 3}, "example 0: the completion has 4 tokens, the limit is 3; raise rollout.max_new_tokens"),
-        ([("", "2")], {}, "rows, train example 0: the prompt has no tokens"),
-        ([("1", "2"), ("1", " ")], {}, "rows, train example 1: the completion is empty"),
+        ([("1", "2"), ("12345", "3")], "rows, train example 1: the prompt has 5 tokens, the limit is 4; raise task.max_prompt_tokens"),
+        ([("", "2")], "rows, train example 0: the prompt has no tokens"),
+        ([("1", "2"), ("1", " ")], "rows, train example 1: the completion is empty"),
     ],
 )  # fmt: skip
-def test_bad_rows_are_named(rows: list[tuple[str, str]], limits: dict[str, int], message: str) -> None:
+def test_bad_rows_are_named(rows: list[tuple[str, str]], message: str) -> None:
     with pytest.raises(UserError) as raised:
-        encode_split(Rows(rows), "train", encoding(**limits))
+        encode_split(Rows(rows), "train", encoding())
     assert message in str(raised.value)
 
 
 def test_limits_are_inclusive() -> None:
-    assert len(encode_split(Rows([("1234", "56")]), "train", encoding(max_new_tokens=3))) == 1
+    assert len(encode_split(Rows([("1234", "567890")]), "train", encoding())) == 1
 
 
 def test_long_rows_can_be_left_out_and_the_others_keep_their_places(caplog: pytest.LogCaptureFixture) -> None:
-    prompts = encode_split(Rows([("12345", "1"), ("2", "3"), ("4", "5678"), ("6", "7")]), "train",
-                           encoding(skip_long=True, max_new_tokens=4))  # fmt: skip
+    task = Rows([("12345", "1"), ("2", "3"), ("45678", "1"), ("6", None)])
+    prompts = encode_split(task, "train", encoding(skip_long=True))
     assert [prompt.id for prompt in prompts] == [1, 3]
-    assert "2 of 4 train examples are over a length limit: left out" in caplog.text
+    assert [prompt.example["question"] for prompt in prompts] == ["2", "6"]
+    assert [prompt.reference_ids for prompt in prompts] == [(*ids("3"), EOS), None]
+    assert "2 of 4 train examples are over the limit of the prompt: left out" in caplog.text
 
 
 def test_a_limit_takes_the_first_and_reads_no_further() -> None:
@@ -81,14 +84,106 @@ def test_a_limit_takes_the_first_and_reads_no_further() -> None:
     assert [p.id for p in encode_split(task, "validation", encoding(), limit=1)] == [0]
 
 
-def test_very_large_splits_are_encoded_as_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "_EAGER_LIMIT", 2)
-    task = Rows([("1", "2"), ("12345", "3"), ("4", "5")])
-    prompts = encode_split(task, "train", encoding(skip_long=True))
-    assert len(prompts) == 3
-    assert prompts[2].token_ids == ids("4")
-    assert [p.id for p in prompts[::2]] == [0, 2]
-    with pytest.raises(UserError, match="example 1 is over a length limit; in a split this large"):
-        prompts[1]
-    with pytest.raises(UserError, match="the prompt has 5 tokens"):
-        encode_split(task, "train", encoding())[1]
+def test_encoded_prompts_are_those_of_the_rows_one_by_one() -> None:
+    task = Rows([("1 2", "3"), ("4", None), ("5", "67"), ("8 9", "0")])
+    prompts = encode_split(task, "train", encoding())
+    expected = [encoding().prompt(task, i, example, "train") for i, example in enumerate(task.examples("train"))]
+    assert list(prompts) == expected
+    assert [prompts[i] for i in (3, 0, -1, -4)] == [expected[i] for i in (3, 0, -1, -4)]
+    assert prompts[1::2] == expected[1::2]
+    with pytest.raises(IndexError):
+        prompts[4]
+
+
+def test_rows_somebody_gave_are_checked_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_MANY", 2)
+    rows = [("1", "2"), ("2", "3"), ("12345", "3"), ("4", "5")]
+    with pytest.raises(UserError, match="rows, train example 2: the prompt has 5 tokens"):
+        encode_split(Rows(rows), "train", encoding())
+    assert [p.id for p in encode_split(Rows(rows), "train", encoding(skip_long=True))] == [0, 1, 3]
+
+
+def test_encoding_many_rows_shows_its_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    shown = []
+    for many, show_progress in ((3, True), (2, False), (2, True)):
+        monkeypatch.setattr(encode, "_MANY", many)
+        encode_split(Rows([("1", "2")] * 3), "train", encoding(), show_progress=show_progress)
+        shown.append("encoding the train split" in capsys.readouterr().err)
+    assert shown == [False, False, True]
+
+
+def test_examples_made_when_asked_for_wait_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Arithmetic(train_size=5, level="easy")
+    at_once = encode_split(task, "train", encoding(max_prompt_tokens=60))
+    assert not isinstance(at_once, GeneratedSplit)
+    monkeypatch.setattr(encode, "_MANY", 4)
+    prompts = encode_split(task, "train", encoding(max_prompt_tokens=60))
+    assert isinstance(prompts, GeneratedSplit)
+    assert list(prompts) == list(at_once)
+    assert prompts[1:3] == at_once[1:3]
+    short = encode_split(task, "train", encoding(skip_long=True))
+    with pytest.raises(
+        UserError, match=r"train example 3 is over task\.max_prompt_tokens=4; in a split of 5 generated"
+    ):
+        short[3]
+    with pytest.raises(UserError, match="the limit is 4"):
+        encode_split(task, "train", encoding())[3]
+
+
+def test_a_fingerprint_is_of_the_tokens_and_their_order() -> None:
+    def of(*rows: tuple[str, str | None]) -> str:
+        return fingerprint(encode_split(Rows(rows), "train", encoding()))
+
+    same = of(("1", "23"), ("4", "5"))
+    assert same == of(("1", "23"), ("4", "5"))
+    others = [
+        of(("1", "23")),
+        of(("4", "5"), ("1", "23")),
+        of(("1", "23"), ("4", "6")),
+        of(("7", "23"), ("4", "5")),
+        of(("1", "23"), ("4", None)),
+        of(("12", "3"), ("4", "5")),  # the same tokens, cut elsewhere
+    ]
+    assert len({same, *others}) == 7
+
+
+def test_the_fingerprint_of_a_generated_split_reads_its_beginning_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_MANY", 4)
+    monkeypatch.setattr(encode, "_SAMPLE", 3)
+
+    def of(seed: int, size: int) -> str:
+        prompts = encode_split(Arithmetic(train_size=size, seed=seed), "train", encoding(max_prompt_tokens=99))
+        return fingerprint(prompts)
+
+    assert of(0, 10_000_000) == of(0, 10_000_000)
+    assert len({of(0, 10_000_000), of(1, 10_000_000), of(0, 10_000_001)}) == 3
+
+
+class Chats(Rows):
+    """The same rows as conversations."""
+
+    def prompt(self, example: Example) -> Sequence[Message]:  # type: ignore[override]
+        return [{"role": "user", "content": str(example["question"])}]
+
+
+def test_completions_of_chats_end_with_the_turn() -> None:
+    chat = deepcopy(tokenizer())
+    chat.add_tokens(["<|im_end|>"], special_tokens=True)
+    chat.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    turn = chat.convert_tokens_to_ids("<|im_end|>")
+    rows = [("1", "3")]
+
+    def last(task: Rows, **changes: Any) -> int:
+        reference = encode_split(task, "train", encoding(tokenizer=chat, **changes))[0].reference_ids
+        assert reference is not None
+        return reference[-1]
+
+    assert last(Chats(rows)) == turn
+    assert last(Rows(rows), use_chat="always") == turn
+    assert last(Rows(rows)) == last(Rows(rows), use_chat="never") == EOS
+    assert last(Rows(rows), use_chat="always", encoder_decoder=True) == EOS  # its decoder writes outside the template
+    assert encoding(tokenizer=chat).end_ids == {turn}
+    assert encoding(tokenizer=chat, use_chat="never").end_ids == encoding().end_ids == frozenset()

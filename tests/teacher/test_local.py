@@ -5,6 +5,7 @@ import torch
 
 from tests.conftest import build_model, fixed_rollouts, own_logits
 from tutelage.data.batching import collate, token_weights
+from tutelage.errors import UserError
 from tutelage.teacher.local import LocalTeacher
 
 
@@ -27,3 +28,28 @@ def test_the_head_is_cut_to_the_shared_vocabulary():
     micro = collate(rollouts, token_weights(rollouts, "token"), teacher)
     teacher.vocab_size = 60
     assert LocalTeacher(teacher).score(micro).head.vocab_size == 60
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("family", ["gemma2", "t5"])
+def test_weaker_signals_are_of_the_teachers_own_logits(family):
+    teacher, rollouts = build_model(family), fixed_rollouts()
+    micro = collate(rollouts, token_weights(rollouts, "token"), teacher)
+    teacher.vocab_size = 63
+    with torch.no_grad():
+        logp = (own_logits(teacher, micro)[:, :63] / 0.7).log_softmax(-1)
+    topk = LocalTeacher(teacher, "topk(4)", temperature=0.7, budget_bytes=5000).score(micro)
+    expected, ids = logp.topk(4, dim=-1)
+    assert torch.equal(topk.token_ids_NK, ids)
+    torch.testing.assert_close(topk.logp_NK, expected, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(topk.tail_logp_N.exp(), 1 - expected.exp().sum(-1), rtol=1e-9, atol=1e-12)
+    sampled = LocalTeacher(teacher, "sampled", temperature=0.7).score(micro)
+    own = logp.gather(1, micro.targets_N[:, None]).squeeze(1)
+    torch.testing.assert_close(sampled.logp_N, own, rtol=1e-11, atol=1e-12)
+    assert topk.vocab_size == sampled.vocab_size == 63
+    assert topk.temperature == sampled.temperature == 0.7
+
+
+def test_unknown_signal():
+    with pytest.raises(UserError, match="unknown teacher signal 'logits'"):
+        LocalTeacher(build_model("llama"), "logits")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from tutelage.train import config_io, methods
 
 
 def objective(**raw: Any) -> methods.Objective:
-    return methods.resolve(config_io.build({"student": "s", "teacher": "t", **raw}))
+    teacher = {} if raw.get("method") == "sft" else {"teacher": "t"}
+    return methods.resolve(config_io.build({"student": "s", **teacher, **raw}))
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,57 @@ def test_all_others_need_one(method: str) -> None:
 def test_likelihood_of_own_samples_is_refused(method: str) -> None:
     with pytest.raises(UserError, match=r"no use for student_data_fraction=0\.5"):
         objective(method=method, student_data_fraction=0.5)
+
+
+IDLE = [
+    ({"method": "sft", "loss.temperature": 2.0}, "loss.temperature=2.0 has no effect: method=sft trains on the negative log-likelihood"),
+    ({"method": "seqkd", "loss.temperature": 2.0}, "drop it, or use method=supervised_kd or gkd"),
+    ({"train.matrix_learning_rate": 0.1}, "train.matrix_learning_rate=0.1 has no effect: train.optimizer=adamw has train.learning_rate"),
+    ({"method": "sft", "teacher": "t"}, "teacher=t has no effect: method=sft has no teacher"),
+    ({"method": "sft", "teacher_model.dtype": "bfloat16"}, "has no effect: method=sft has no teacher"),
+    ({"method": "supervised_kd", "rollout.temperature": 1.0}, "rollout.temperature=1.0 has no effect: with student_data_fraction 0"),
+    ({"student_data_fraction": 0, "rollout.top_p": 0.9}, "rollout.top_p=0.9 has no effect"),
+    ({"method": "seqkd", "rollout.top_k": 0}, "rollout.top_k=0 has no effect"),
+    ({"fixed_data": "teacher"}, "fixed_data=teacher has no effect: with student_data_fraction 1"),
+    ({"method": "imitkd", "student_data_fraction": 1, "fixed_data": "dataset"}, "fixed_data=dataset has no effect"),
+    ({"rollout.teacher_temperature": 1.0}, "rollout.teacher_temperature=1.0 has no effect: the teacher writes no"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("raw", "message"), IDLE)
+def test_options_without_effect_are_refused(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        objective(**raw)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"method": "sft", "teacher": "t", "student": None, "student_model": {"init": "teacher_layers", "layers": 2}},
+        {"method": "sft", "rollout.max_new_tokens": 9},  # evaluations write as many
+        {"method": "seqkd", "rollout.teacher_temperature": 1.0},
+        {"train.optimizer": "muon", "train.matrix_learning_rate": 0.1},
+        {"student_data_fraction": 0.5, "rollout.temperature": 0.7, "fixed_data": "teacher"},
+        {"method": "sft", "loss.temperature": 1.0},  # the default, which changes nothing, may be named
+    ],
+)
+def test_the_same_options_where_they_have_one(raw: dict[str, Any]) -> None:
+    assert objective(**raw)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_a_saved_configuration_can_be_run_again(method: str, tmp_path: Path) -> None:
+    """It names every option, those without effect at their defaults."""
+    teacher = {} if method == "sft" else {"teacher": "t"}
+    config = config_io.build({"student": "s", "method": method, **teacher})
+    config_io.save(config, tmp_path / "config.yaml")
+    assert config_io.build(config_io.load_yaml(tmp_path / "config.yaml")) == config
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_recipes_resolve(recipe: Path) -> None:
+    assert methods.resolve(config_io.build(config_io.load_yaml(recipe)))

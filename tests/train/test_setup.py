@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import build_model, fixed_rollouts
+from tests.conftest import PAD, build_model, build_prompts, fixed_rollouts
 from tutelage.errors import UserError
+from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
 from tutelage.tasks import load_task
@@ -18,6 +21,7 @@ from tutelage.tasks.encode import Encoding
 from tutelage.train import checkpoint, setup
 from tutelage.train.config import Config
 from tutelage.train.setup import (
+    check_data,
     check_length,
     check_output,
     check_positions,
@@ -29,6 +33,7 @@ from tutelage.train.setup import (
 )
 
 MakeConfig = Callable[..., Config]
+PROMPTS = build_prompts()
 
 
 def live(family: str = "llama", **options: Any) -> LanguageModel:
@@ -45,16 +50,23 @@ def test_sampling_is_the_tasks_unless_the_run_says_otherwise(make_config: MakeCo
     assert sampling_of(make_config(rollout=chosen), Task()) == Sampling(7, 0.0, 0.5, 0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("family", "prompt", "fits"), [("gpt2", 86, True), ("gpt2", 87, False), ("t5", 5000, True)])
-def test_positions(family: str, prompt: int, fits: bool) -> None:
+@pytest.mark.parametrize(
+    ("family", "prompt", "lack"),
+    [
+        ("gpt2", 86, None),
+        ("gpt2", 87, "tiny-gpt2 has 96 positions"),
+        ("t5", 5000, None),
+        ("bart", 96, None),
+        ("bart", 97, "tiny-bart has 96 positions in its encoder"),
+    ],
+)
+def test_positions(family: str, prompt: int, lack: str | None) -> None:
     model = live(family)
     encoding = Encoding(model.tokenizer, model.is_encoder_decoder, prompt)
-    if fits:
+    if lack is None:
         check_positions(model, encoding, Sampling(10))
     else:
-        with pytest.raises(
-            UserError, match="tiny-gpt2 has 96 positions, but prompts of up to 87 and completions of up to 10"
-        ):
+        with pytest.raises(UserError, match=f"{lack}, but prompts of up to {prompt} and completions of up to 10"):
             check_positions(model, encoding, Sampling(10))
 
 
@@ -67,10 +79,57 @@ def test_data_set_sequences_past_the_last_position() -> None:
 
 
 def test_the_teachers_positions_count_too(make_config: MakeConfig) -> None:
-    config = make_config(**{"task.max_prompt_tokens": 87})
-    teacher = live("gpt2")
-    with pytest.raises(UserError, match="tiny-gpt2 has 96 positions"):
+    config = make_config(**{"task.max_prompt_tokens": 97})
+    teacher = live("bart")
+    teacher.config.decoder_start_token_id = PAD  # as the student's
+    with pytest.raises(UserError, match="tiny-bart has 96 positions in its encoder"):
         prepare(config, student=live("t5"), teacher=teacher)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        (
+            "t5",
+            "gpt2",
+            r"the student \(tiny-t5\) is an encoder-decoder, the teacher \(tiny-gpt2\) a decoder-only model",
+        ),
+        ("t5", "bart", r"student \(tiny-t5\) start behind the tokens \(0,\), .*teacher \(tiny-bart\) behind \(2,\)"),
+    ],
+)
+def test_pairs_that_cannot_read_one_micro_batch(
+    student: str, teacher: str, message: str, make_config: MakeConfig
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(make_config(), student=live(student), teacher=live(teacher))
+
+
+def with_turns(model: LanguageModel, template: str | None) -> LanguageModel:
+    """The model with a tokenizer of its own, whose chat template closes turns with <unk> (the id 3), not with </s>."""
+    model.tokenizer = deepcopy(model.tokenizer)
+    model.tokenizer.chat_template = template
+    return model
+
+
+TURNS = "{% for m in messages %}{{ m['content'] }}<unk>{% endfor %}"
+
+
+@pytest.mark.parametrize(("use_chat", "ends"), [("auto", {2, 3, 9}), ("never", {2, 9})])
+def test_student_and_teacher_stop_at_the_same_tokens(use_chat: str, ends: set[int], make_config: MakeConfig) -> None:
+    student, teacher = with_turns(live(), TURNS), live(seed=1)
+    teacher.base.generation_config.eos_token_id = [2, 9]
+    config = make_config(**{"task.use_chat": use_chat})
+    parts, _ = prepare(config, student=student, teacher=teacher)
+    assert parts.student.model.eos_ids == teacher.eos_ids == ends
+    load.save(student, config.output / "model")
+    saved = json.loads((config.output / "model" / "generation_config.json").read_text())
+    assert set(saved["eos_token_id"]) == ends
+
+
+def test_chats_are_trained_to_end_with_the_turn(make_config: MakeConfig) -> None:
+    config = make_config(**{"task.use_chat": "always", "student_data_fraction": 0.0})
+    parts, _ = prepare(config, student=with_turns(live(), TURNS), teacher=live(seed=1))
+    assert {rollout.completion_ids[-1] for rollout in parts.source.next(0)} == {3}
 
 
 def test_a_live_teacher_marks_without_dropout(make_config: MakeConfig) -> None:
@@ -143,7 +202,7 @@ def test_devices() -> None:
 def begin(config: Config) -> None:
     """A run that has got to its first sequences."""
     check_output(config)
-    prepare_output(config)
+    prepare_output(config, PROMPTS)
     for name in ("rollouts", "checkpoints/step-00000003", "evaluation/before", "model"):
         (config.output / name).mkdir(parents=True)
     (config.output / "rollouts" / "rollouts.jsonl").write_text("{}\n")
@@ -167,8 +226,8 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else(make_config: Ma
     config = make_config(overwrite=True, seed=5)
     check_output(config)
     assert holds_run(config.output)  # still there: the rest of the input is not checked yet
-    prepare_output(config)
-    assert sorted(p.name for p in config.output.iterdir()) == ["config.yaml", "notes.txt", "run.json"]
+    prepare_output(config, PROMPTS)
+    assert sorted(p.name for p in config.output.iterdir()) == ["config.yaml", "data.json", "notes.txt", "run.json"]
     assert json.loads((config.output / "run.json").read_text())["seed"] == 5
 
 
@@ -176,7 +235,7 @@ def test_overwriting_spares_a_folder_that_is_no_run(make_config: MakeConfig) -> 
     config = make_config(overwrite=True)
     (config.output / "model").mkdir(parents=True)
     check_output(config)
-    prepare_output(config)
+    prepare_output(config, PROMPTS)
     assert (config.output / "model").exists()
 
 
@@ -196,6 +255,24 @@ def test_an_earlier_run_survives_a_failed_overwrite(make_config: MakeConfig) -> 
     with pytest.raises(UserError, match="no model folder"):
         prepare(config)
     assert (config.output / "checkpoints" / "step-00000003").exists()
+
+
+def test_the_training_data_is_part_of_the_run(make_config: MakeConfig) -> None:
+    config = make_config(resume=True, **{"task.data": "rows.jsonl"})
+    check_data(config, PROMPTS)  # no run yet
+    begin(config)
+    check_data(config, PROMPTS)
+    edited = [*PROMPTS[:-1], replace(PROMPTS[-1], reference_ids=(4, 2))]
+    for other in (edited, PROMPTS[:-1]):
+        with pytest.raises(
+            UserError,
+            match=rf"other training data: 6 examples there, {len(other)} of task\.data=rows\.jsonl now, .*--overwrite",
+        ):
+            check_data(config, other)
+    check_data(make_config(overwrite=True), edited)
+    (config.output / "data.json").unlink()
+    with pytest.raises(UserError, match=r"cannot be resumed: data\.json, the fingerprint .* is missing or damaged"):
+        check_data(config, PROMPTS)
 
 
 @pytest.mark.parametrize("content", [None, "{"])
@@ -237,6 +314,6 @@ def test_the_folder_names_what_it_holds(make_config: MakeConfig) -> None:
     check_output(config)
     assert not holds_run(config.output)
     assert list(config.output.iterdir()) == []
-    prepare_output(config)
-    assert sorted(p.name for p in config.output.iterdir()) == ["config.yaml", "run.json"]
+    prepare_output(config, PROMPTS)
+    assert sorted(p.name for p in config.output.iterdir()) == ["config.yaml", "data.json", "run.json"]
     assert not holds_run(config.output)

@@ -60,8 +60,9 @@ def collate(rollouts: Sequence[Rollout], weights: Sequence[Sequence[float]], mod
     decoder_ids = decoder_mask = None
     if model.is_encoder_decoder:
         input_ids, mask = _pad(prompts, model.pad_id)
-        decoder_ids, decoder_mask = _pad([(model.decoder_start_id, *c[:-1]) for c in completions], model.pad_id)
-        width, starts = decoder_ids.shape[1], [0] * len(rollouts)
+        start_ids = model.decoder_start_ids
+        decoder_ids, decoder_mask = _pad([(*start_ids, *c[:-1]) for c in completions], model.pad_id)
+        width, starts = decoder_ids.shape[1], [len(start_ids) - 1] * len(rollouts)
     else:
         input_ids, mask = _pad([p + c for p, c in zip(prompts, completions, strict=True)], model.pad_id)
         # The token at column c is predicted by the hidden state at c - 1: the last prompt token predicts the first.

@@ -56,35 +56,43 @@ def _search(
     from transformers import GenerationConfig
 
     width = max(len(prompt.token_ids) for prompt in prompts)
-    # Padded on the left: `generate` appends on the right and derives position ids from the mask.
-    pads = [width - len(prompt.token_ids) for prompt in prompts]
-    ids = [[model.pad_id] * pad + list(prompt.token_ids) for pad, prompt in zip(pads, prompts, strict=True)]
-    mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+    # A decoder's prompts are padded on the left: `generate` appends on the right and derives positions from the mask. An
+    # encoder's on the right: BART's encoder counts positions from the first column, padding or not.
+    ids_BL = torch.full((len(prompts), width), model.pad_id)
+    mask_BL = torch.zeros_like(ids_BL)
+    for row, prompt in enumerate(prompts):
+        length = len(prompt.token_ids)
+        columns = slice(length) if model.is_encoder_decoder else slice(width - length, width)
+        ids_BL[row, columns] = torch.tensor(prompt.token_ids)
+        mask_BL[row, columns] = 1
     padding_rows = range(model.vocab_size, model.base.get_output_embeddings().weight.shape[0])
-    # Said outright: what is left out comes from the checkpoint's own generation_config.json, penalties included.
+    start_ids = model.decoder_start_ids if model.is_encoder_decoder else ()
     settings = GenerationConfig(
         num_beams=num_beams,
         do_sample=False,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=0,
+        max_new_tokens=max_new_tokens + len(start_ids[1:]),  # `generate` counts a forced first token
         length_penalty=length_penalty,
         early_stopping=False,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
         eos_token_id=sorted(model.eos_ids) or None,
         pad_token_id=model.pad_id,
         suppress_tokens=list(padding_rows) or None,
+        decoder_start_token_id=start_ids[0] if start_ids else None,
+        forced_bos_token_id=start_ids[1] if len(start_ids) > 1 else None,
     )
-    sequences = model.base.generate(
-        torch.tensor(ids, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        generation_config=settings,
-    )
-    # An encoder-decoder's output starts with the decoder's start token, a decoder's with the prompt.
-    written = sequences[:, 1 if model.is_encoder_decoder else width :].tolist()
+    own = model.base.generation_config
+    # `generate` fills in what is not set from the checkpoint's own generation_config.json: penalties, forbidden words, the
+    # end of sequence that BART forces at the limit. Greedy and sampled decoding know none of these.
+    model.base.generation_config = settings
+    try:
+        sequences = model.base.generate(
+            ids_BL.to(model.device),
+            attention_mask=mask_BL.to(model.device),
+            generation_config=settings,
+        )
+    finally:
+        model.base.generation_config = own
+    # An encoder-decoder's output starts with the decoder's start tokens, a decoder's with the prompt.
+    written = sequences[:, len(start_ids) if model.is_encoder_decoder else width :].tolist()
     return [_rollout(prompt, tokens, model.eos_ids) for prompt, tokens in zip(prompts, written, strict=True)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, how_to_install
 from tutelage.eval.results import HarnessScore
 from tutelage.models.language_model import LanguageModel
 
@@ -42,7 +42,7 @@ def run_harness(
     except ImportError as error:
         raise UserError(
             f"harness={','.join(tasks)} needs lm-evaluation-harness, which cannot be imported ({error}); "
-            'install it: pip install "tutelage[lm-eval]"'
+            f"install it: {how_to_install('lm-eval')}"
         ) from error
 
     manager = TaskManager(include_path=None if include is None else str(include))

@@ -116,6 +116,7 @@ def _on_task(request: EvalRequest, model: LanguageModel, task: Task, console: Co
     )
     max_new_tokens = request.max_new_tokens or task.generation.max_new_tokens
     prompts = encode_split(task, request.split, encoding, request.limit)
+    model.end_at(encoding.end_ids)
     _check_positions(model, prompts, max_new_tokens)
     teacher = None
     if request.teacher is not None:
@@ -143,12 +144,11 @@ def _on_task(request: EvalRequest, model: LanguageModel, task: Task, console: Co
 def _check_positions(model: LanguageModel, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
     """Raises UserError when a completion of these prompts could pass the model's last position."""
     longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
-    needed = max_new_tokens + (0 if model.is_encoder_decoder else longest)
-    if model.max_positions is not None and needed > model.max_positions:
+    lack = model.lack_of_positions(longest, max_new_tokens)
+    if lack is not None:
         raise UserError(
-            f"{model.name} has {model.max_positions} positions, but the longest prompt has {longest} tokens and "
-            f"{max_new_tokens} may follow; lower max_new_tokens, or leave long prompts out (task.max_prompt_tokens "
-            "with task.skip_long_prompts)"
+            f"{lack}, but the longest prompt has {longest} tokens and {max_new_tokens} may follow; lower max_new_tokens, or leave "
+            "long prompts out (task.max_prompt_tokens with task.skip_long_prompts)"
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
@@ -160,6 +161,16 @@ def save(evaluation: Evaluation, folder: Path, about: Mapping[str, Any]) -> None
     (folder / "results.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     lines = [json.dumps(dataclasses.asdict(completion), ensure_ascii=False) for completion in evaluation.completions]
     (folder / "completions.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read(folder: Path) -> tuple[Evaluation, dict[str, Any]] | None:
+    """What `save` wrote: the evaluation, and all of results.json, `about` included; None where nothing was saved."""
+    if not (folder / "results.json").exists():
+        return None
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    with (folder / "completions.jsonl").open(encoding="utf-8") as lines:
+        completions = [json.loads(line) for line in lines]
+    return TypeAdapter(Evaluation).validate_python({**content, "completions": completions}), content
 
 
 def show(evaluation: Evaluation, console: Console, samples: int = 3) -> None:

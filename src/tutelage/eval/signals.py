@@ -130,7 +130,7 @@ def teacher_divergence(
 @torch.no_grad()
 def _measure(student: LanguageModel, teacher: LocalTeacher, micro: MicroBatch) -> np.ndarray:
     """The measures of every completion token: [N, len(_MEASURES)], float64."""
-    signal = teacher.score(micro)
+    signal = teacher.hidden_states(micro)
     _, stats = linear_divergence(
         student.hidden(micro),
         student.head,

@@ -7,14 +7,31 @@ from typing import Literal, overload
 from torch import Tensor
 
 from tutelage.divergences import Divergence
-from tutelage.fused import chunked, reference
+from tutelage.errors import UserError
+from tutelage.estimators import Estimator
+from tutelage.fused import chunked, reference, sampled, topk
 from tutelage.fused.base import DEFAULT_BUDGET_BYTES, TokenStats
-from tutelage.types import LMHead
+from tutelage.fused.kernels import Elementwise
+from tutelage.fused.sampled import SampledStats
+from tutelage.fused.signals import teacher_sampled, teacher_topk
+from tutelage.types import HiddenStates, LMHead, SampledToken, Signal, TopK
 
-__all__ = ["DEFAULT_BUDGET_BYTES", "Implementation", "TokenStats", "linear_divergence", "linear_nll"]
+__all__ = [
+    "DEFAULT_BUDGET_BYTES",
+    "Implementation",
+    "SampledStats",
+    "TokenStats",
+    "divergence_loss",
+    "linear_divergence",
+    "linear_nll",
+    "linear_sampled",
+    "linear_topk",
+    "teacher_sampled",
+    "teacher_topk",
+]
 
-Implementation = Literal["auto", "chunked", "reference"]
-_MODULES = {"auto": chunked, "chunked": chunked, "reference": reference}
+Implementation = Literal["auto", "chunked", "triton", "reference"]
+_ELEMENTWISE: dict[Implementation, Elementwise] = {"auto": "auto", "chunked": "torch", "triton": "triton"}
 
 
 @overload
@@ -68,29 +85,25 @@ def linear_divergence(
         budget_bytes: memory for logits and what is derived from them. The gradients themselves ([N, Hs], [V, Hs]) are
             not counted. At least one token is held at a time, whatever the budget.
         return_stats: also return `TokenStats`, which are of the same tempered distributions and cost no projection.
-        implementation: "auto" takes the fastest, "reference" holds the full logits.
+        implementation: "auto" takes Triton's kernels on CUDA where there is one for the loss, "chunked" never, "triton"
+            always; "reference" holds the full logits.
 
     Returns:
         Scalar, float32 (float64 for float64 hidden states); with `return_stats`, (scalar, TokenStats).
 
     Raises:
-        UserError: the divergence does not parse, the temperature or the budget is not positive.
+        UserError: the divergence does not parse, the temperature or the budget is not positive, or "triton" is asked for
+            and has no kernel for the divergence or the dtype.
         ValueError: hidden states and weights disagree on N.
 
     Matrix products run in the dtype of the hidden states (autocast's where it is on), softmax and all sums in float32
     or float64.
     """
-    return _MODULES[implementation].linear_divergence(
-        student_hidden,
-        student_head,
-        teacher_hidden,
-        teacher_head,
-        divergence,
-        weights,
-        temperature,
-        budget_bytes,
-        return_stats,
-    )
+    models = (student_hidden, student_head, teacher_hidden, teacher_head)
+    arguments = (*models, divergence, weights, temperature, budget_bytes, return_stats)
+    if implementation == "reference":
+        return reference.linear_divergence(*arguments)
+    return chunked.linear_divergence(*arguments, _ELEMENTWISE[implementation])
 
 
 @overload
@@ -134,5 +147,168 @@ def linear_nll(
     Returns:
         Scalar, float32 (float64 for float64 hidden states); with `return_stats`, (scalar, TokenStats).
     """
-    module = _MODULES[implementation]
-    return module.linear_nll(student_hidden, student_head, targets, weights, budget_bytes, return_stats)
+    arguments = (student_hidden, student_head, targets, weights, budget_bytes, return_stats)
+    if implementation == "reference":
+        return reference.linear_nll(*arguments)
+    return chunked.linear_nll(*arguments, _ELEMENTWISE[implementation])
+
+
+@overload
+def linear_topk(
+    student_hidden: Tensor,
+    student_head: LMHead,
+    signal: TopK,
+    divergence: Divergence | str,
+    weights: Tensor,
+    budget_bytes: int = ...,
+    return_stats: Literal[False] = ...,
+    implementation: Implementation = ...,
+) -> Tensor: ...
+@overload
+def linear_topk(
+    student_hidden: Tensor,
+    student_head: LMHead,
+    signal: TopK,
+    divergence: Divergence | str,
+    weights: Tensor,
+    budget_bytes: int = ...,
+    *,
+    return_stats: Literal[True],
+    implementation: Implementation = ...,
+) -> tuple[Tensor, TokenStats]: ...
+def linear_topk(
+    student_hidden: Tensor,
+    student_head: LMHead,
+    signal: TopK,
+    divergence: Divergence | str,
+    weights: Tensor,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    return_stats: bool = False,
+    implementation: Implementation = "auto",
+) -> Tensor | tuple[Tensor, TokenStats]:
+    """Weighted sum over tokens of D(teacher || student) on the teacher's top K tokens and one outcome for all others.
+
+    A lower bound of the full divergence by the data-processing inequality, never negative, exact at K = V.
+
+    Args:
+        student_hidden: last hidden states [N, Hs].
+        student_head: its first `signal.vocab_size` rows count; the rows beyond are padding of the vocabulary.
+        signal: from `teacher_topk` or a served teacher. Its temperature divides the student's logits too.
+        divergence, weights, budget_bytes, implementation: as in `linear_divergence`.
+        return_stats: also return `TokenStats`. There `forward_kl` and `reverse_kl` are those of the K + 1 outcomes, lower
+            bounds of the full ones; `student_entropy` is of the whole vocabulary; `agreement` compares the most likely
+            tokens of the whole vocabulary; `teacher_entropy`, which the top K do not determine, is None.
+
+    Returns:
+        Scalar, float32 (float64 for float64 hidden states); with `return_stats`, (scalar, TokenStats).
+
+    Raises:
+        UserError: the divergence does not parse, the temperature or the budget is not positive, or the signal is over
+            more tokens than the student's head has rows.
+        ValueError: hidden states, signal and weights disagree on N.
+    """
+    arguments = (student_hidden, student_head, signal, divergence, weights, budget_bytes, return_stats)
+    if implementation == "reference":
+        return topk.reference_topk(*arguments)
+    return topk.linear_topk(*arguments, _ELEMENTWISE[implementation])
+
+
+@overload
+def linear_sampled(
+    student_hidden: Tensor,
+    student_head: LMHead,
+    signal: SampledToken,
+    targets: Tensor,
+    divergence: Divergence | Estimator | str,
+    weights: Tensor,
+    budget_bytes: int = ...,
+    return_stats: Literal[False] = ...,
+    implementation: Implementation = ...,
+) -> Tensor: ...
+@overload
+def linear_sampled(
+    student_hidden: Tensor,
+    student_head: LMHead,
+    signal: SampledToken,
+    targets: Tensor,
+    divergence: Divergence | Estimator | str,
+    weights: Tensor,
+    budget_bytes: int = ...,
+    *,
+    return_stats: Literal[True],
+    implementation: Implementation = ...,
+) -> tuple[Tensor, SampledStats]: ...
+def linear_sampled(
+    student_hidden: Tensor,
+    student_head: LMHead,
+    signal: SampledToken,
+    targets: Tensor,
+    divergence: Divergence | Estimator | str,
+    weights: Tensor,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    return_stats: bool = False,
+    implementation: Implementation = "auto",
+) -> Tensor | tuple[Tensor, SampledStats]:
+    """Weighted sum of an estimator on sampled tokens whose gradient is, in expectation, that of a KL divergence.
+
+    Only for tokens that the student itself drew from the distribution compared here: see `estimators.check_on_policy`.
+
+    Args:
+        student_hidden: last hidden states [N, Hs].
+        student_head: its first `signal.vocab_size` rows count; the rows beyond are padding of the vocabulary.
+        signal: the teacher's log-probabilities of `targets`. Its temperature divides the student's logits too.
+        targets: the sampled tokens [N], int64.
+        divergence: "reverse_kl" (the gradient of k2) or "forward_kl" (that of k3), or the estimator: "k2", "k3".
+        weights, budget_bytes, implementation: as in `linear_divergence`.
+        return_stats: also return `SampledStats`, with k1 and k3, the unbiased estimates of KL(student||teacher).
+
+    Returns:
+        Scalar, float32 (float64 for float64 hidden states); with `return_stats`, (scalar, SampledStats).
+
+    Raises:
+        UserError: sampled tokens cannot estimate this divergence, the estimator is k1 (its gradient is 0), or as in
+            `linear_topk`.
+        ValueError: hidden states, signal, targets and weights disagree on N.
+    """
+    arguments = (student_hidden, student_head, signal, targets, divergence, weights, budget_bytes, return_stats)
+    if implementation == "reference":
+        return sampled.reference_sampled(*arguments)
+    return sampled.linear_sampled(*arguments, _ELEMENTWISE[implementation])
+
+
+def divergence_loss(
+    student_hidden: Tensor,
+    student_head: LMHead,
+    signal: Signal,
+    targets: Tensor,
+    divergence: Divergence | str,
+    weights: Tensor,
+    temperature: float = 1.0,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+) -> tuple[Tensor, TokenStats]:
+    """The divergence from whatever signal the teacher gave, with statistics.
+
+    Args:
+        student_hidden, student_head, divergence, weights, budget_bytes: as in `linear_divergence`.
+        signal: its type decides which loss this is: `linear_divergence`, `linear_topk` or `linear_sampled`.
+        targets: the completion tokens [N]; only `SampledToken` needs them.
+        temperature: divides both models' logits; a `TopK` or `SampledToken` must have been taken at this one.
+
+    Raises:
+        UserError: the signal does not support the divergence, or was taken at another temperature.
+    """
+    if not isinstance(signal, HiddenStates) and signal.temperature != temperature:
+        raise UserError(
+            f"the teacher's signal was taken at temperature {signal.temperature}, but the loss has temperature {temperature}; "
+            "give the teacher the loss.temperature of the run"
+        )
+    student, rest = (student_hidden, student_head), (divergence, weights)
+    match signal:
+        case HiddenStates():
+            return linear_divergence(
+                *student, signal.hidden_NH, signal.head, *rest, temperature, budget_bytes, return_stats=True
+            )
+        case TopK():
+            return linear_topk(*student, signal, *rest, budget_bytes, return_stats=True)
+        case SampledToken():
+            return linear_sampled(*student, signal, targets, *rest, budget_bytes, return_stats=True)

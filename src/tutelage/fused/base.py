@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tutelage.errors import UserError
 from tutelage.types import LMHead
@@ -48,10 +47,12 @@ def matmul_input(hidden: Tensor) -> Tensor:
     return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
 
 
-def project(hidden: Tensor, head: LMHead) -> Tensor:
-    """`hidden` [N, H] -> hidden @ weight.T + bias, [N, V], in the dtype of `hidden`; see `finish_logits`."""
-    bias = None if head.bias is None else head.bias.to(hidden.dtype)
-    return F.linear(hidden, head.weight.to(hidden.dtype), bias)
+def project(hidden: Tensor, head: LMHead, out: Tensor | None = None) -> Tensor:
+    """`hidden` [N, H] -> hidden @ weight.T + bias, [N, V], in the dtype of `hidden`, into `out` if given; see `finish_logits`."""
+    weight = head.weight.to(hidden.dtype).T
+    if head.bias is None:
+        return torch.mm(hidden, weight, out=out)
+    return torch.addmm(head.bias.to(hidden.dtype), hidden, weight, out=out)
 
 
 def finish_logits(projected: Tensor, head: LMHead, temperature: float) -> Tensor:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tutelage.divergences import Distribution, Divergence, expect_, parse
+from tutelage.divergences import Divergence, parse
 from tutelage.errors import UserError
 from tutelage.fused.base import (
     DEFAULT_BUDGET_BYTES,
@@ -34,9 +34,12 @@ from tutelage.fused.base import (
     shared_rows,
     softmax_dtype,
 )
+from tutelage.fused.kernels import Elementwise, Kernel, find_kernel
+from tutelage.fused.losses import DivergenceLoss, NLLLoss, Tile, TokenLoss
 from tutelage.types import LMHead
 
 _TILE_BUFFERS = 8  # [tile, V] tensors alive at once in the elementwise part
+_PRODUCT_BYTES = 4 * 2**20  # of a block of the head's gradient before it joins the float32 sum
 _CPU_TILE_BYTES = 4 * 2**20  # a tile's buffers should stay in the last-level cache
 
 
@@ -50,6 +53,7 @@ def linear_divergence(
     temperature: float = 1.0,
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
     return_stats: bool = False,
+    elementwise: Elementwise = "auto",
 ) -> Tensor | tuple[Tensor, TokenStats]:
     """Weighted sum of token divergences between two heads: see `tutelage.fused.linear_divergence`."""
     check_tokens(weights, student_hidden=student_hidden, teacher_hidden=teacher_hidden)
@@ -58,8 +62,8 @@ def linear_divergence(
     teacher_bias = None if teacher_head.bias is None else teacher_head.bias.detach()
     teacher_head = replace(teacher_head, weight=teacher_head.weight.detach(), bias=teacher_bias)
     hidden = matmul_input(teacher_hidden.detach())
-    loss = _DivergenceLoss(parse(divergence), hidden, teacher_head, temperature)
-    return _weighted_sum(loss, student_hidden, student_head, weights, budget_bytes, return_stats)
+    loss = DivergenceLoss(parse(divergence), hidden, teacher_head, temperature)
+    return weighted_sum(loss, student_hidden, student_head, weights, budget_bytes, return_stats, elementwise)
 
 
 def linear_nll(
@@ -69,124 +73,12 @@ def linear_nll(
     weights: Tensor,
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
     return_stats: bool = False,
+    elementwise: Elementwise = "auto",
 ) -> Tensor | tuple[Tensor, TokenStats]:
     """Weighted sum of negative log-likelihoods: see `tutelage.fused.linear_nll`."""
     check_tokens(weights, student_hidden=student_hidden, targets=targets)
-    return _weighted_sum(_NLLLoss(targets), student_hidden, student_head, weights, budget_bytes, return_stats)
-
-
-# --- what a loss does to one tile of logits ---------------------------------------------------------------------------
-
-
-class _Tile(NamedTuple):
-    """Results of t tokens."""
-
-    values: Tensor  # [t]
-    logit_grad: Tensor | None  # [t, V]: derivative of each token's value in its own logits (after temperature)
-    stats: list[Tensor]  # each [t]
-
-
-class _TokenLoss(Protocol):
-    """A loss that is a sum over tokens of a function of the student's logits."""
-
-    stat_names: ClassVar[tuple[str, ...]]  # fields of TokenStats, the values first
-
-    @property
-    def temperature(self) -> float:
-        """Divides the student's logits."""
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Size of one row of `signal`."""
-
-    def select(self, index: Tensor) -> Self:
-        """The loss of these tokens only."""
-
-    def signal(self, rows: slice) -> Tensor:
-        """What the student is compared with on a chunk: one row per token."""
-
-    def tile(self, logits: Tensor, signal: Tensor, want_grad: bool, want_stats: bool) -> _Tile:
-        """Values and derivative at the student's logits [t, V], given the rows of `signal` for the same tokens."""
-
-
-@dataclass(frozen=True)
-class _DivergenceLoss:
-    stat_names: ClassVar[tuple[str, ...]] = (
-        "divergence",
-        "student_entropy",
-        "agreement",
-        "forward_kl",
-        "reverse_kl",
-        "teacher_entropy",
-    )
-    divergence: Divergence
-    teacher_hidden: Tensor
-    teacher_head: LMHead
-    temperature: float
-
-    @property
-    def bytes_per_token(self) -> int:
-        return self.teacher_head.vocab_size * self.teacher_hidden.element_size()
-
-    def select(self, index: Tensor) -> Self:
-        return replace(self, teacher_hidden=self.teacher_hidden[index])
-
-    def signal(self, rows: slice) -> Tensor:
-        return project(self.teacher_hidden[rows], self.teacher_head)
-
-    def tile(self, logits: Tensor, signal: Tensor, want_grad: bool, want_stats: bool) -> _Tile:
-        teacher_logits = finish_logits(signal, self.teacher_head, self.temperature).to(logits.dtype)
-        teacher = Distribution.of(teacher_logits.log_softmax(-1))
-        student = Distribution.of(logits.log_softmax(-1))
-        logit_grad = None
-        if want_grad:
-            values, logit_grad = self.divergence.score(teacher, student)
-            logit_grad.addcmul_(student.p, logit_grad.sum(-1, keepdim=True), value=-1)
-        else:
-            values = self.divergence.value(teacher.logp, student.logp)
-        return _Tile(values, logit_grad, self._stats(teacher, student) if want_stats else [])
-
-    @staticmethod
-    def _stats(teacher: Distribution, student: Distribution) -> list[Tensor]:
-        log_ratio = teacher.logp - student.logp
-        return [
-            -expect_(student.p, student.logp.clone()),
-            (_is_max(teacher.logp) & _is_max(student.logp)).any(-1).to(student.p.dtype),
-            expect_(teacher.p, log_ratio.clone()),
-            -expect_(student.p, log_ratio),
-            -expect_(teacher.p, teacher.logp.clone()),
-        ]
-
-
-@dataclass(frozen=True)
-class _NLLLoss:
-    stat_names: ClassVar[tuple[str, ...]] = ("divergence", "student_entropy", "agreement")
-    targets: Tensor
-    temperature: float = 1.0
-    bytes_per_token: int = 8
-
-    def select(self, index: Tensor) -> Self:
-        return replace(self, targets=self.targets[index])
-
-    def signal(self, rows: slice) -> Tensor:
-        return self.targets[rows, None]
-
-    def tile(self, logits: Tensor, signal: Tensor, want_grad: bool, want_stats: bool) -> _Tile:
-        logp = logits.log_softmax(-1)
-        target_logp = logp.gather(1, signal)
-        stats = []
-        if want_stats:
-            is_max = target_logp == logp.amax(-1, keepdim=True)
-            stats = [-expect_(logp.exp(), logp.clone()), is_max.squeeze(1).to(logp.dtype)]
-        logit_grad = None
-        if want_grad:
-            logit_grad = logp.exp_()
-            logit_grad.scatter_add_(1, signal, torch.full_like(target_logp, -1.0))
-        return _Tile(-target_logp.squeeze(1), logit_grad, stats)
-
-
-def _is_max(logp: Tensor) -> Tensor:
-    return logp == logp.amax(-1, keepdim=True)
+    loss = NLLLoss(targets)
+    return weighted_sum(loss, student_hidden, student_head, weights, budget_bytes, return_stats, elementwise)
 
 
 # --- the pass over the tokens -----------------------------------------------------------------------------------------
@@ -199,12 +91,27 @@ class _Plan(NamedTuple):
     tile: int
 
 
-def plan(tokens: int, vocab: int, bytes_per_token: int, dtype: torch.dtype, device: str, budget_bytes: int) -> _Plan:
-    """Chunk and tile sizes for `tokens` tokens; `bytes_per_token` is what a chunk holds for each. One token at least."""
+def plan(
+    tokens: int, vocab: int, bytes_per_token: int, dtype: torch.dtype | None, device: str, budget_bytes: int
+) -> _Plan:
+    """Chunk and tile sizes for `tokens` tokens; one token at least.
+
+    Args:
+        tokens, vocab: N and V.
+        bytes_per_token: what a chunk holds for each token.
+        dtype: of the hidden states; None where a kernel needs no room for tiles.
+        device: type of the device.
+        budget_bytes: for a chunk and a tile together.
+
+    Raises:
+        UserError: the budget is not positive.
+    """
     if budget_bytes <= 0:
         raise UserError(f"the loss's memory budget is {budget_bytes} bytes; it must be above 0")
-    tile_bytes = budget_bytes // 2 if device != "cpu" else min(budget_bytes // 2, _CPU_TILE_BYTES)
-    tile = tile_bytes // (vocab * softmax_dtype(dtype).itemsize * _TILE_BUFFERS)
+    tile, tile_bytes = 1, 0
+    if dtype is not None:
+        tile_bytes = budget_bytes // 2 if device != "cpu" else min(budget_bytes // 2, _CPU_TILE_BYTES)
+        tile = tile_bytes // (vocab * softmax_dtype(dtype).itemsize * _TILE_BUFFERS)
     most = max(1, (budget_bytes - tile_bytes) // bytes_per_token)
     chunk = math.ceil(tokens / math.ceil(tokens / most)) if tokens else 1  # equal chunks: no small one at the end
     return _Plan(chunk, max(1, min(tile, chunk)))
@@ -243,9 +150,10 @@ class _Gradients:
             self.hidden[rows] = (logit_grad @ self._head.weight) * token_weights
         if self._wants.weight:
             weighted = (self._inputs[rows] * token_weights).to(logit_grad.dtype)
-            self.weight = _accumulate(self.weight, logit_grad.T @ weighted)
+            self.weight = _add_product(self.weight, logit_grad.T, weighted, single=len(weighted) == len(self._inputs))
         if self._wants.bias:
-            self.bias = _accumulate(self.bias, logit_grad.T @ self._weights[rows].to(logit_grad.dtype))
+            bias = (logit_grad.T @ self._weights[rows].to(logit_grad.dtype)).to(softmax_dtype(logit_grad.dtype))
+            self.bias = bias if self.bias is None else self.bias.add_(bias)
 
     def finish(self, head: LMHead) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of hidden states and of `head`'s weight and bias in its dtypes; None for the ones not wanted."""
@@ -258,21 +166,33 @@ class _Gradients:
         return self.hidden, weight_grad, bias_grad
 
 
-def _accumulate(total: Tensor | None, part: Tensor) -> Tensor:
-    # A single chunk never needs the fp32 copy.
-    return part if total is None else total.to(softmax_dtype(part.dtype)).add_(part)
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor, single: bool) -> Tensor:
+    """total + left @ right, [V, c] @ [c, H], in float32 or float64; in the dtype of the factors when nothing else comes."""
+    if total is None and (single or left.dtype == softmax_dtype(left.dtype)):
+        return left @ right
+    if left.dtype == softmax_dtype(left.dtype):
+        return total.addmm_(left, right)  # type: ignore[union-attr]
+    if total is None:
+        total = torch.zeros(len(left), right.shape[1], dtype=softmax_dtype(left.dtype), device=left.device)
+    # No product of half-precision factors adds to a float32 matrix; in blocks, its result is read back from the cache.
+    # A GPU needs products larger than that to be busy.
+    block = len(left) if left.is_cuda else max(1, _PRODUCT_BYTES // (right.shape[1] * left.element_size()))
+    for rows in _slices(len(left), block):
+        total[rows] += left[rows] @ right
+    return total
 
 
 @dataclass(frozen=True)
 class _Pass:
     """Everything about one evaluation that is not a differentiable input."""
 
-    loss: _TokenLoss
+    loss: TokenLoss
     scale: float
     softcap: float | None
     wants: _Wants
     budget_bytes: int
     want_stats: bool
+    kernel: Kernel | None
 
     @torch.no_grad()
     def run(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, weights: Tensor) -> tuple[Any, ...]:
@@ -281,33 +201,44 @@ class _Pass:
         head = replace(master, weight=weight.to(hidden.dtype))  # once, not per chunk
         tokens, vocab = len(hidden), head.vocab_size
         bytes_per_token = vocab * hidden.element_size() + self.loss.bytes_per_token
-        sizes = plan(tokens, vocab, bytes_per_token, hidden.dtype, hidden.device.type, self.budget_bytes)
+        tile_dtype = None if self.kernel is not None else hidden.dtype
+        sizes = plan(tokens, vocab, bytes_per_token, tile_dtype, hidden.device.type, self.budget_bytes)
         # d logits / d projection, but for the soft-cap, is one constant: it rides on the token weights.
         gradients = _Gradients(self.wants, hidden, head, weights * (self.scale / self.loss.temperature))
+        buffer = hidden.new_empty(min(tokens, sizes.chunk), vocab)
         total, stats = weights.new_zeros(()), weights.new_empty(len(self.loss.stat_names), tokens)
-        for rows in _slices(tokens, sizes.chunk):
-            projected = project(hidden[rows], head)
-            signal = self.loss.signal(rows)
-            for tile in _slices(len(projected), sizes.tile):
-                result = self._tile(projected[tile], signal[tile], head)
-                total += result.values @ weights[rows][tile]
-                if self.want_stats:
-                    stats[:, rows][:, tile] = torch.stack([result.values, *result.stats])
-            del signal
+        chunks = list(_slices(tokens, sizes.chunk))
+        for rows, signal in zip(chunks, self.loss.signals(chunks), strict=True):
+            projected = project(hidden[rows], head, out=buffer[: rows.stop - rows.start])
+            if self.kernel is not None:
+                values, extra = self.kernel(projected, signal, head, weights[rows], any(self.wants), self.want_stats)
+            else:
+                values, extra = self._tiles(projected, signal, head, sizes.tile)
+            total += torch.where(weights[rows] != 0, values * weights[rows], 0.0).sum()  # idle tokens may be infinite
+            if extra is not None:
+                stats[0, rows], stats[1:, rows] = values, extra
             if any(self.wants):
                 gradients.add(rows, projected)
         return total, stats, *gradients.finish(master)
 
-    def _tile(self, projected: Tensor, signal: Tensor, head: LMHead) -> _Tile:
-        """One tile; the derivative in `projected`, but for a constant factor, overwrites it."""
+    def _tiles(self, projected: Tensor, signal: Tensor, head: LMHead, size: int) -> tuple[Tensor, Tensor | None]:
+        """Values [c] and statistics [K - 1, c]; the derivatives, but for a constant factor, overwrite `projected`."""
+        results = [self._tile(projected[rows], signal[rows], head) for rows in _slices(len(projected), size)]
+        values = torch.cat([result.values for result in results])
+        if not self.want_stats:
+            return values, None
+        return values, torch.cat([torch.stack(result.stats) for result in results], dim=1)
+
+    def _tile(self, projected: Tensor, signal: Tensor, head: LMHead) -> Tile:
+        """One tile of `_tiles`; keeps nothing of size [t, V]."""
         logits = finish_logits(projected, head, self.loss.temperature)
-        result = self.loss.tile(logits, signal, any(self.wants), self.want_stats)
-        if result.logit_grad is not None:
-            if head.softcap is not None:
-                tanh = logits * (self.loss.temperature / head.softcap)
-                result.logit_grad.mul_(tanh.square_().neg_().add_(1.0))
-            projected.copy_(result.logit_grad)
-        return result
+        tanh = None if head.softcap is None else logits * (self.loss.temperature / head.softcap)
+        values, logit_grad, stats = self.loss.tile(logits, signal, any(self.wants), self.want_stats)
+        if logit_grad is not None:
+            if tanh is not None:
+                logit_grad.mul_(tanh.square_().neg_().add_(1.0))
+            projected.copy_(logit_grad)
+        return Tile(values, None, stats)
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -326,40 +257,54 @@ class _LinearLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
-        if grad_total.item() != 1.0:  # the usual case spares a pass over [V, H]
+        # The usual factor 1 spares a pass over [V, H]; on a GPU that pass is cheaper than waiting to see the factor.
+        if grad_total.is_cuda or grad_total.item() != 1.0:
             gradients = [None if gradient is None else gradient * grad_total for gradient in gradients]
         return *gradients, None, None
 
 
-def _weighted_sum(
-    loss: _TokenLoss, hidden: Tensor, head: LMHead, weights: Tensor, budget_bytes: int, return_stats: bool
+def weighted_sum(
+    loss: TokenLoss,
+    hidden: Tensor,
+    head: LMHead,
+    weights: Tensor,
+    budget_bytes: int,
+    return_stats: bool,
+    elementwise: Elementwise = "auto",
 ) -> Tensor | tuple[Tensor, TokenStats]:
     """The weighted sum, with statistics when wanted. Tokens of weight 0 reach neither the sum nor the gradient."""
     hidden = matmul_input(hidden)
     weights = weights.detach().to(softmax_dtype(hidden.dtype))
+    kernel = find_kernel(loss, hidden, elementwise)
+    rest = (budget_bytes, return_stats, kernel)
     is_active = weights != 0
-    if bool(is_active.all()):
-        total, stats = _apply(loss, hidden, head, weights, budget_bytes, return_stats)
+    # The kernels leave tokens of weight 0 alone, and counting them would make the host wait for the device.
+    if kernel is not None or bool(is_active.all()):
+        total, stats = _apply(loss, hidden, head, weights, *rest)
     else:
         active, idle = is_active.nonzero().squeeze(1), (~is_active).nonzero().squeeze(1)
-        total, active_stats = _apply(
-            loss.select(active), hidden[active], head, weights[active], budget_bytes, return_stats
-        )
+        total, active_stats = _apply(loss.select(active), hidden[active], head, weights[active], *rest)
         if return_stats:
             with torch.no_grad():
-                _, idle_stats = _apply(loss.select(idle), hidden[idle], head, weights[idle], budget_bytes, True)
+                _, idle_stats = _apply(loss.select(idle), hidden[idle], head, weights[idle], *rest)
             stats = weights.new_empty(len(loss.stat_names), len(weights))
             stats[:, active], stats[:, idle] = active_stats, idle_stats
     return (total, TokenStats(**dict(zip(loss.stat_names, stats, strict=True)))) if return_stats else total
 
 
 def _apply(
-    loss: _TokenLoss, hidden: Tensor, head: LMHead, weights: Tensor, budget_bytes: int, want_stats: bool
+    loss: TokenLoss,
+    hidden: Tensor,
+    head: LMHead,
+    weights: Tensor,
+    budget_bytes: int,
+    want_stats: bool,
+    kernel: Kernel | None,
 ) -> tuple[Tensor, Tensor]:
     """One pass, recorded for autograd only when a gradient is needed."""
     inputs = (hidden, head.weight, head.bias)
     wants = _Wants(*(torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in inputs))
-    run = _Pass(loss, head.scale, head.softcap, wants, budget_bytes, want_stats)
+    run = _Pass(loss, head.scale, head.softcap, wants, budget_bytes, want_stats, kernel)
     with torch.autocast(hidden.device.type, enabled=False):  # dtypes are chosen here, not by autocast
         if any(wants):
             return _LinearLoss.apply(*inputs, weights, run)

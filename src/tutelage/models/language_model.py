@@ -7,6 +7,7 @@ hidden states and the head that makes logits, and the two are checked there agai
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -82,13 +83,25 @@ class LanguageModel:
     @property
     def eos_ids(self) -> frozenset[int]:
         """Tokens that end a completion: the generation configuration's and the tokenizer's."""
-        ids: set[int] = set()
-        configured = self.base.generation_config.eos_token_id if self.base.generation_config is not None else None
-        if configured is not None:
-            ids.update([configured] if isinstance(configured, int) else configured)
+        ids = _end_ids(self.base.generation_config)
         if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
-            ids.add(self.tokenizer.eos_token_id)
-        return frozenset(ids)
+            ids |= {self.tokenizer.eos_token_id}
+        return ids
+
+    def end_at(self, ids: Iterable[int]) -> None:
+        """Makes these tokens end a completion too.
+
+        They are written into the generation configuration, beside what ends one already: the saved model then stops at the
+        same tokens wherever it is served.
+        """
+        ends = self.eos_ids | frozenset(ids)
+        if ends == _end_ids(self.base.generation_config):
+            return
+        if self.base.generation_config is None:
+            from transformers import GenerationConfig
+
+            self.base.generation_config = GenerationConfig()
+        self.base.generation_config.eos_token_id = sorted(ends)
 
     @property
     def pad_id(self) -> int:
@@ -102,22 +115,47 @@ class LanguageModel:
         return min(self.eos_ids, default=0)
 
     @property
-    def decoder_start_id(self) -> int:
-        """The token an encoder-decoder model's completion starts from."""
-        start = self.config.decoder_start_token_id
+    def decoder_start_ids(self) -> tuple[int, ...]:
+        """The tokens that stand before an encoder-decoder model's completion.
+
+        The decoder's start token, and what the generation configuration forces behind it, so that it is the model's choice
+        no more than the start token is: BART's <s>, the target language of mBART-50 and NLLB.
+        """
+        start = self.config.to_dict().get("decoder_start_token_id")
         if start is None:
             raise UserError(
                 f"{self.name}: config.json has no decoder_start_token_id, which an encoder-decoder model needs"
             )
-        return int(start)
+        forced = None if self.base.generation_config is None else self.base.generation_config.forced_bos_token_id
+        return (int(start),) if forced is None else (int(start), int(forced))
 
     @property
     def max_positions(self) -> int | None:
-        """Learned or configured positions; None where the configuration states none or positions are relative."""
-        fields = self.config.to_dict()
-        if fields.get("relative_attention_num_buckets"):  # T5's published configurations also name an n_positions
-            return None
-        return fields.get("max_position_embeddings") or fields.get("n_positions")
+        """Positions of the decoder, learned or configured; None where no limit is stated or positions are relative."""
+        return _positions(self.decoder.config, "decoder")
+
+    @property
+    def max_encoder_positions(self) -> int | None:
+        """Positions of the encoder; None as for the decoder's, and for a decoder alone."""
+        return _positions(self.encoder.config, "encoder") if self.is_encoder_decoder else None
+
+    def lack_of_positions(self, prompt: int, completion: int) -> str | None:
+        """Says so when a prompt and a completion of these lengths, in tokens, pass the last position.
+
+        Returns:
+            The beginning of an error text, "NAME has 1024 positions in its encoder"; None when they fit.
+        """
+        sides = [("", prompt + completion, self.max_positions)]
+        if self.is_encoder_decoder:
+            forced = len(self.decoder_start_ids) - 1
+            sides = [
+                (" in its encoder", prompt, self.max_encoder_positions),
+                (" in its decoder", forced + completion, self.max_positions),
+            ]
+        for where, needed, limit in sides:
+            if limit is not None and needed > limit:
+                return f"{self.name} has {limit} positions{where}"
+        return None
 
     @property
     def num_parameters(self) -> int:
@@ -174,6 +212,23 @@ class LanguageModel:
                 f"{self.name}: hidden states and head of {type(self.base).__name__} give logits that differ from the model's own "
                 f"by {error:.3g}; its head has a scale, bias or cap that tutelage.models.language_model does not know"
             )
+
+
+def _end_ids(generation_config: Any) -> frozenset[int]:
+    """The tokens that end a completion by a generation configuration, which names one, several or none of them."""
+    ends = None if generation_config is None else generation_config.eos_token_id
+    if ends is None:
+        return frozenset()
+    return frozenset([ends] if isinstance(ends, int) else ends)
+
+
+def _positions(config: Any, side: str) -> int | None:
+    """The positions a configuration states for the "encoder" or the "decoder"; LED's two sides differ."""
+    fields = config.to_dict()
+    if fields.get("relative_attention_num_buckets"):  # T5's published configurations also name an n_positions
+        return None
+    names = (f"max_{side}_position_embeddings", "max_position_embeddings", "n_positions")
+    return next((fields[name] for name in names if fields.get(name)), None)
 
 
 def _is_peft(module: nn.Module) -> bool:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from tutelage import estimators
 from tutelage.divergences import Divergence
-from tutelage.fused import DEFAULT_BUDGET_BYTES, TokenStats, linear_divergence, linear_nll
+from tutelage.fused import DEFAULT_BUDGET_BYTES, TokenStats, divergence_loss, linear_nll
 from tutelage.models.language_model import LanguageModel
-from tutelage.types import HiddenStates, MicroBatch
+from tutelage.types import MicroBatch, SampledToken, Signal
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,12 @@ class Student(nn.Module):
         self.temperature = temperature
         self.budget_bytes = budget_bytes
 
-    def forward(self, micro: MicroBatch, signal: HiddenStates | None) -> StudentOutput:
-        """The weighted divergence from the teacher's signal, or the weighted negative log-likelihood without one."""
+    def forward(self, micro: MicroBatch, signal: Signal | None) -> StudentOutput:
+        """The weighted divergence from the teacher's signal, or the weighted negative log-likelihood without one.
+
+        Raises:
+            UserError: the signal does not support the divergence, or is of sampled tokens that the student did not write.
+        """
         hidden_NH = self.model.hidden(micro)
         if self.divergence is None:
             loss, stats = linear_nll(
@@ -64,17 +69,18 @@ class Student(nn.Module):
                 budget_bytes=self.budget_bytes,
                 return_stats=True,
             )
-        else:
-            assert signal is not None, "a divergence needs the teacher's signal"
-            loss, stats = linear_divergence(
-                hidden_NH,
-                self.model.head,
-                signal.hidden_NH,
-                signal.head,
-                self.divergence,
-                micro.weights_N,
-                temperature=self.temperature,
-                budget_bytes=self.budget_bytes,
-                return_stats=True,
-            )
+            return StudentOutput(loss, stats)
+        assert signal is not None, "a divergence needs the teacher's signal"
+        if isinstance(signal, SampledToken):
+            estimators.check_rollouts(micro.rollouts)
+        loss, stats = divergence_loss(
+            hidden_NH,
+            self.model.head,
+            signal,
+            micro.targets_N,
+            self.divergence,
+            micro.weights_N,
+            temperature=self.temperature,
+            budget_bytes=self.budget_bytes,
+        )
         return StudentOutput(loss, stats)

@@ -176,25 +176,28 @@ class _EncoderDecoder:
         self.cache = new_cache(model.config, True)
 
     def first(self) -> Tensor:
-        """Hidden states behind the decoder's start token: [B, H]."""
-        start = torch.full((self.mask.shape[0], 1), self.model.decoder_start_id, device=self.mask.device)
-        return self.next(start)
+        """Hidden states behind the decoder's start tokens: [B, H]."""
+        start = torch.tensor(self.model.decoder_start_ids, device=self.mask.device)
+        return self._forward(start.expand(self.mask.shape[0], -1))
 
     def next(self, last_B1: Tensor) -> Tensor:
         """Hidden states behind one more token."""
+        return self._forward(last_B1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Finished rows leave."""
+        keep_rows(self.cache, rows)
+        self.mask, self.states = self.mask[rows], self.states[rows]
+
+    def _forward(self, ids_BL: Tensor) -> Tensor:
         out = self.model.decoder(
-            input_ids=last_B1,
+            input_ids=ids_BL,
             encoder_hidden_states=self.states,
             encoder_attention_mask=self.mask,
             past_key_values=self.cache,
             use_cache=True,
         )
         return out.last_hidden_state[:, -1]
-
-    def keep(self, rows: Tensor) -> None:
-        """Finished rows leave."""
-        keep_rows(self.cache, rows)
-        self.mask, self.states = self.mask[rows], self.states[rows]
 
 
 def _rollout(row: _Row, version: int, source: SourceName) -> Rollout:

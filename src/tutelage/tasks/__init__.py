@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from importlib import import_module
 from typing import Any
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, nearest
 from tutelage.tasks.base import Example, Generation, Message, Scores, Task
 
 __all__ = ["TASKS", "Example", "Generation", "Message", "Scores", "Task", "load_task", "task_options"]
@@ -37,7 +36,7 @@ def load_task(name: str, *, data: str | None = None, **options: Any) -> Task:
     known = task_options(name)
     for option in options:
         if option not in known:
-            raise UserError(f"the {name} task has no option {option!r}{_nearest(option, known)}")
+            raise UserError(f"the {name} task has no option {option!r}; {nearest(option, known)}")
     if data is not None:
         options["data"] = data
     task: Task = _task_class(name)(**options)
@@ -51,12 +50,6 @@ def task_options(name: str) -> list[str]:
 
 def _task_class(name: str) -> Any:
     if name not in TASKS:
-        raise UserError(f"there is no task {name!r}{_nearest(name, list(TASKS))}")
+        raise UserError(f"there is no task {name!r}; {nearest(name, TASKS)}")
     module, cls = TASKS[name]
     return getattr(import_module(f"tutelage.tasks.{module}"), cls)
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    guess = f"; did you mean {near[0]!r}?" if near else "."
-    return f"{guess} Known: {', '.join(known)}"

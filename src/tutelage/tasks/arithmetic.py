@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, Literal, get_args, overload
 
 from tutelage.errors import UserError
-from tutelage.tasks.base import SPLITS, Example, Generation, Scores
+from tutelage.tasks.base import SPLITS, Example, Generated, Generation, Scores
 from tutelage.tasks.hashing import content_hash
 from tutelage.tasks.metrics import check_pairs, mean_scores, percentage
 from tutelage.tasks.word_problems import Problem, draw_problem
@@ -36,7 +36,7 @@ def split_of(problem: Problem) -> str:
     return "validation" if place < 0.9 else "test"
 
 
-class ProblemSequence(Sequence[Example]):
+class ProblemSequence(Generated):
     """Problems of one split, generated when asked for; the problem at an index depends on (seed, split, index) alone.
 
     Args:

@@ -12,6 +12,13 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
+class Generated(Sequence[Example]):
+    """Examples that a task makes when they are asked for, right by construction.
+
+    A split of millions of them is not encoded and checked before training; rows that somebody gave always are.
+    """
+
+
 @dataclass(frozen=True)
 class Generation:
     """A task's defaults for generation.

@@ -1,14 +1,71 @@
-"""From a task's texts to token ids: chat templates, beginning and end of sequence."""
+"""From a task's texts to token ids: chat templates, beginning and end of sequence, the end of the assistant's turn."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from tutelage.errors import UserError
 from tutelage.tasks.base import Message
 
 UseChat = Literal["auto", "always", "never"]
+
+# Stands for the assistant's reply where a template is only asked what it writes behind one.
+_REPLY = "the-reply"
+
+
+@dataclass(frozen=True)
+class EndOfTurn:
+    """How a chat template closes the assistant's turn.
+
+    Attributes:
+        gap: what it writes between the reply and the token; mostly nothing.
+        token_id: the special token that ends the turn: <|im_end|>, <|eot_id|>, <end_of_turn>, ...
+    """
+
+    gap: str
+    token_id: int
+
+
+def end_of_turn(tokenizer: Any) -> EndOfTurn | None:
+    """What follows a reply in the tokenizer's chat template, up to the first special token.
+
+    That token need not be the tokenizer's end of sequence: Llama 3 closes turns with <|eot_id|>, Qwen's base models with
+    <|im_end|>. What a template writes behind it (a line break, an end of text) is never generated.
+
+    Returns:
+        None where the tokenizer has no template, or one that closes turns without a special token: the end-of-sequence
+        token is all that can end a completion then.
+
+    Raises:
+        UserError: the template cannot render a user's message with a reply.
+    """
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        return None
+    turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": _REPLY}]
+    try:
+        rendered: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError as error:
+        raise UserError(
+            f"the chat template of the tokenizer {tokenizer.name_or_path!r} cannot render a user's message with a reply "
+            f"({error}); repair it, or set task.use_chat to never where the prompts are plain text"
+        ) from error
+    _, found, behind = rendered.rpartition(_REPLY)
+    if not found:
+        raise UserError(
+            f"the chat template of the tokenizer {tokenizer.name_or_path!r} leaves the assistant's reply out; repair it, or "
+            "set task.use_chat to never where the prompts are plain text"
+        )
+    special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    # Where two start at the same place, the longer one is the token.
+    places = [(behind.index(text), -len(text), text) for text in special if text in behind]
+    if not places:
+        return None
+    place, _, text = min(places)
+    return EndOfTurn(behind[:place], special[text])
 
 
 def encode_prompt(
@@ -34,7 +91,7 @@ def encode_prompt(
         UserError: messages without a chat template, or with use_chat="never".
     """
     if isinstance(prompt, str):
-        if use_chat != "always" or tokenizer.chat_template is None:
+        if not is_chat(tokenizer, prompt, use_chat):
             return _encode_text(tokenizer, prompt, encoder_decoder)
         prompt = [{"role": "user", "content": prompt}]
     elif use_chat == "never":
@@ -54,22 +111,33 @@ def encode_prompt(
     return [int(i) for i in ids]
 
 
-def encode_completion(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a completion: no beginning-of-sequence token, the end-of-sequence token exactly once, last.
+def is_chat(tokenizer: Any, prompt: str | Sequence[Message], use_chat: UseChat) -> bool:
+    """Whether `encode_prompt` puts this prompt into the chat template."""
+    return not isinstance(prompt, str) or (use_chat == "always" and tokenizer.chat_template is not None)
+
+
+def encode_completion(tokenizer: Any, text: str, end: EndOfTurn | None = None) -> list[int]:
+    """Token ids of a completion: no beginning-of-sequence token, the token that ends it exactly once, last.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        text: the completion.
+        end: how a chat's turn ends; None: with the end-of-sequence token.
 
     Raises:
-        UserError: the tokenizer has no end-of-sequence token.
+        UserError: the tokenizer has no end-of-sequence token, and none ends the turn.
     """
-    eos = tokenizer.eos_token_id
-    if eos is None:
+    last = tokenizer.eos_token_id if end is None else end.token_id
+    if last is None:
         raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, which ends every completion; set "
             "eos_token in its tokenizer_config.json"
         )
-    ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    while ids and ids[-1] == eos:
+    gap = "" if end is None else end.gap
+    ids: list[int] = list(tokenizer(text + gap, add_special_tokens=False)["input_ids"])
+    while ids and ids[-1] == last:
         ids.pop()
-    return [*ids, eos]
+    return [*ids, last]
 
 
 def _encode_text(tokenizer: Any, text: str, encoder_decoder: bool) -> list[int]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, overload
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
 from tutelage.errors import UserError
-from tutelage.tasks.base import Example, Task
-from tutelage.tasks.chat import UseChat, encode_completion, encode_prompt
+from tutelage.tasks.base import Example, Generated, Task
+from tutelage.tasks.chat import EndOfTurn, UseChat, encode_completion, encode_prompt, end_of_turn, is_chat
 from tutelage.types import Prompt
 
-# Larger splits (generated without end, mostly) are encoded as they are read, so that a run starts at once.
-_EAGER_LIMIT = 200_000
+# From so many rows on, encoding takes seconds: it shows its progress, or, for examples made when asked for, waits for them.
+_MANY = 20_000
+# Examples of a split made when asked for that tell it from others.
+_SAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -24,28 +32,37 @@ class Encoding:
         tokenizer: the student's.
         encoder_decoder: the family; encoders keep the end-of-sequence token behind their input.
         max_prompt_tokens: limit of a prompt.
-        max_new_tokens: limit of a completion; a longer reference would never be learnt to its end, so it is
-            an error.
         use_chat: when to apply the chat template.
-        skip_long: leave out examples over a limit instead of stopping.
+        skip_long: leave out examples over the limit instead of stopping.
     """
 
     tokenizer: Any
     encoder_decoder: bool
     max_prompt_tokens: int
-    max_new_tokens: int | None = None
     use_chat: UseChat = "auto"
     skip_long: bool = False
+
+    @cached_property
+    def end_of_turn(self) -> EndOfTurn | None:
+        """What ends the completion of a chat; None: the end-of-sequence token, as of all other completions.
+
+        A decoder behind an encoder writes the reply alone, outside the template.
+        """
+        return None if self.encoder_decoder or self.use_chat == "never" else end_of_turn(self.tokenizer)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a completion of these prompts, beside those a model has by itself."""
+        return frozenset() if self.end_of_turn is None else frozenset({self.end_of_turn.token_id})
 
     def prompt(self, task: Task, index: int, example: Example, split: str) -> Prompt | None:
         """The example's prompt; None when it is left out for its length.
 
         Raises:
-            UserError: a prompt or reference over its limit, or an empty one.
+            UserError: a prompt over the limit, an empty one, or an empty reference.
         """
-        ids = encode_prompt(
-            self.tokenizer, task.prompt(example), use_chat=self.use_chat, encoder_decoder=self.encoder_decoder
-        )
+        asked = task.prompt(example)
+        ids = encode_prompt(self.tokenizer, asked, use_chat=self.use_chat, encoder_decoder=self.encoder_decoder)
         text = task.reference(example)
         where = f"{task.name}, {split} example {index}"
         if not ids:
@@ -54,67 +71,132 @@ class Encoding:
             raise UserError(
                 f"{where}: the completion is empty; remove the row, fill it in, or give None where there is none"
             )
-        reference = None if text is None else tuple(encode_completion(self.tokenizer, text))
-        for what, length, limit, option in (
-            ("prompt", len(ids), self.max_prompt_tokens, "task.max_prompt_tokens"),
-            ("completion", len(reference or ()), self.max_new_tokens, "rollout.max_new_tokens"),
-        ):
-            if limit is not None and length > limit:
-                if self.skip_long:
-                    return None
-                raise UserError(
-                    f"{where}: the {what} has {length} tokens, the limit is {limit}; raise {option}, or leave such examples out "
-                    "with task.skip_long_prompts"
-                )
+        if len(ids) > self.max_prompt_tokens:
+            if self.skip_long:
+                return None
+            raise UserError(
+                f"{where}: the prompt has {len(ids)} tokens, the limit is {self.max_prompt_tokens}; raise task.max_prompt_tokens, "
+                "or leave such examples out with task.skip_long_prompts"
+            )
+        end = self.end_of_turn if is_chat(self.tokenizer, asked, self.use_chat) else None
+        reference = None if text is None else tuple(encode_completion(self.tokenizer, text, end))
         return Prompt(index, tuple(ids), reference, example)
 
 
-def encode_split(task: Task, split: str, encoding: Encoding, limit: int | None = None) -> Sequence[Prompt]:
-    """The prompts of a split; all are checked at once unless there are very many.
+def encode_split(
+    task: Task, split: str, encoding: Encoding, limit: int | None = None, *, show_progress: bool = True
+) -> Sequence[Prompt]:
+    """The prompts of a split, all of them checked; many examples that are generated are checked as they are asked for.
 
     Args:
         task: gives the examples.
         split: "train", "validation" or "test".
         encoding: how.
         limit: take the first so many examples; None: all.
+        show_progress: a bar, where there are many.
+
+    Raises:
+        UserError: a row that cannot be used.
     """
     examples = task.examples(split)
     count = len(examples) if limit is None else min(limit, len(examples))
-    if count > _EAGER_LIMIT:
-        return _Lazy(task, split, examples, encoding, count)
-    made = (encoding.prompt(task, i, examples[i], split) for i in range(count))
-    kept = [prompt for prompt in made if prompt is not None]
+    if isinstance(examples, Generated) and count > _MANY:
+        return GeneratedSplit(task, split, examples, encoding, count)
+    with _bar(show_progress and count > _MANY) as bar:
+        made = (
+            encoding.prompt(task, i, examples[i], split)
+            for i in bar.track(range(count), description=f"encoding the {split} split")
+        )
+        kept = _EncodedSplit(examples, (prompt for prompt in made if prompt is not None))
     if len(kept) < count:
         left_out = count - len(kept)
         logging.getLogger(__name__).warning(
-            "%d of %d %s examples are over a length limit: left out", left_out, count, split
+            "%d of %d %s examples are over the limit of the prompt: left out", left_out, count, split
         )
     return kept
 
 
-class _Lazy(Sequence[Prompt]):
-    """Prompts encoded as they are read; one over a limit is an error then, since an index cannot be left out."""
+def fingerprint(prompts: Sequence[Prompt]) -> str:
+    """A hash of what a split trains on: ids, prompts and references as tokens.
 
-    def __init__(self, task: Task, split: str, examples: Sequence[Example], encoding: Encoding, count: int) -> None:
-        self.task, self.split, self.all, self.encoding, self.size = task, split, examples, encoding, count
+    Of a split whose examples are generated when asked for: of its size and its first thousand.
+    """
+    digest = hashlib.sha256(str(len(prompts)).encode())
+    for prompt in prompts[:_SAMPLE] if isinstance(prompts, GeneratedSplit) else prompts:
+        reference = prompt.reference_ids
+        lengths = (prompt.id, len(prompt.token_ids), -1 if reference is None else len(reference))
+        digest.update(array("q", (*lengths, *prompt.token_ids, *(reference or ()))).tobytes())
+    return digest.hexdigest()
 
-    def __len__(self) -> int:
-        return self.size
+
+def _bar(shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
+
+
+class _Split(Sequence[Prompt]):
+    """Prompts by their place; subclasses say what is at one."""
+
+    def at(self, place: int) -> Prompt:
+        """The prompt at `place`, which is within the split."""
+        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> Prompt: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[Prompt]: ...
     def __getitem__(self, index: int | slice) -> Prompt | Sequence[Prompt]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.size))]
-        prompt = self.encoding.prompt(self.task, index, self.all[index], self.split)
-        if prompt is None:
-            raise UserError(
-                f"{self.task.name}, {self.split} example {index} is over a length limit; in a split this large examples cannot be "
-                "left out: raise task.max_prompt_tokens or rollout.max_new_tokens"
-            )
-        return prompt
+        places = range(len(self))[index]
+        return self.at(places) if isinstance(places, int) else [self.at(place) for place in places]
 
     def __iter__(self) -> Iterator[Prompt]:
-        return (self[i] for i in range(self.size))
+        return (self.at(place) for place in range(len(self)))
+
+
+class _EncodedSplit(_Split):
+    """Checked prompts. Their tokens lie in two flat arrays: as tuples of Python's integers, a million rows fill the memory."""
+
+    def __init__(self, examples: Sequence[Example], prompts: Iterable[Prompt]) -> None:
+        self._examples = examples
+        self._ids = array("q")
+        self._tokens, self._ends = array("i"), array("q", [0])
+        self._references, self._reference_ends = array("i"), array("q", [0])
+        self._without_reference: set[int] = set()  # places
+        for place, prompt in enumerate(prompts):
+            self._ids.append(prompt.id)
+            self._tokens.extend(prompt.token_ids)
+            self._ends.append(len(self._tokens))
+            if prompt.reference_ids is None:
+                self._without_reference.add(place)
+            self._references.extend(prompt.reference_ids or ())
+            self._reference_ends.append(len(self._references))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def at(self, place: int) -> Prompt:
+        """The prompt, out of the arrays."""
+        tokens = tuple(self._tokens[self._ends[place] : self._ends[place + 1]])
+        reference = tuple(self._references[self._reference_ends[place] : self._reference_ends[place + 1]])
+        index = self._ids[place]
+        return Prompt(index, tokens, None if place in self._without_reference else reference, self._examples[index])
+
+
+class GeneratedSplit(_Split):
+    """Prompts encoded as they are asked for; one over the limit is an error then, since an index cannot be left out."""
+
+    def __init__(self, task: Task, split: str, examples: Sequence[Example], encoding: Encoding, count: int) -> None:
+        self.task, self.split, self.examples, self.encoding, self.size = task, split, examples, encoding, count
+
+    def __len__(self) -> int:
+        return self.size
+
+    def at(self, place: int) -> Prompt:
+        """Encodes the example. Raises UserError when it is over the limit."""
+        prompt = self.encoding.prompt(self.task, place, self.examples[place], self.split)
+        if prompt is None:
+            raise UserError(
+                f"{self.task.name}, {self.split} example {place} is over task.max_prompt_tokens={self.encoding.max_prompt_tokens}; "
+                f"in a split of {self.size:,} generated examples none can be left out: raise it"
+            )
+        return prompt

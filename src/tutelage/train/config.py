@@ -133,7 +133,7 @@ class Recipe(Section):
     student: str | None = None
     """Folder or hub name of the student (with student-model.init=config: of its config.json; teacher_layers: unused)."""
     teacher: str | None = None
-    """Folder or hub name of the teacher; not needed for method=sft."""
+    """Folder or hub name of the teacher; method=sft has none, unless student-model.init=teacher_layers takes its layers."""
     output: Path = Path("runs/latest")
     """The run's folder."""
     method: str = "gkd"

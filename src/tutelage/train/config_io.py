@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, closest
 from tutelage.train import methods
 from tutelage.train.config import Config, Recipe, Section
 
@@ -151,9 +150,9 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     else:
         sections = {other.partition(".")[0] for other in known}
         candidates = {other.rpartition(".")[2]: other for other in known} | {other: other for other in sections}
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
-    if close:
-        return f"unknown key {key}; did you mean {candidates[close[0]]}?"
+    close = closest(name, candidates)
+    if close is not None:
+        return f"unknown key {key}; did you mean {candidates[close]}?"
     return f"unknown key {key}; known are {', '.join(siblings or known)}"
 
 

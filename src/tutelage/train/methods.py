@@ -6,11 +6,12 @@ Source: Agarwal et al., ICLR 2024 (arXiv 2306.13649), sections 2 and 3, and the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tutelage import divergences
 from tutelage.divergences import Divergence
 from tutelage.errors import UserError, nearest
+from tutelage.section import Section
 from tutelage.train.config import Config
 
 
@@ -68,7 +69,8 @@ def resolve(config: Config) -> Objective:
     """The objective of a configuration.
 
     Raises:
-        UserError: unknown method, an option that contradicts the method, or a method that needs a teacher without one.
+        UserError: unknown method, an option that contradicts the method or would change nothing, or a method that needs a
+            teacher without one.
     """
     if config.method not in METHODS:
         raise UserError(f"unknown method {config.method!r}: {nearest(config.method, METHODS)}")
@@ -92,4 +94,65 @@ def resolve(config: Config) -> Objective:
     )
     if objective.needs_teacher and config.teacher is None:
         raise UserError(f"method={config.method} needs a teacher: set --teacher to a folder or a hub name")
+    _refuse_idle_options(config, objective)
     return objective
+
+
+def _refuse_idle_options(config: Config, objective: Objective) -> None:
+    """Raises UserError for an option that was set to something and that this run would not look at.
+
+    The default itself may be given: the configuration that a run saves names every option.
+    """
+    fraction = objective.student_data_fraction
+    teacher_writes = objective.fixed_data == "teacher" and fraction < 1
+    thins_teacher = config.student_model.init == "teacher_layers"
+    # (whether nothing looks at them, the options, why and what to do)
+    idle: tuple[tuple[bool, tuple[str, ...], str], ...] = (
+        (
+            objective.divergence is None,
+            ("loss.temperature",),
+            f"method={config.method} trains on the negative log-likelihood; drop it, or use method=supervised_kd or gkd",
+        ),
+        (
+            config.train.optimizer != "muon",
+            ("train.matrix_learning_rate",),
+            f"train.optimizer={config.train.optimizer} has train.learning_rate for all weights; drop it, or set "
+            "train.optimizer=muon",
+        ),
+        (
+            not objective.needs_teacher and not thins_teacher,
+            ("teacher", "teacher_model"),
+            f"method={config.method} has no teacher; drop it, or use method=supervised_kd, seqkd or gkd",
+        ),
+        (
+            fraction == 0,
+            ("rollout.temperature", "rollout.top_p", "rollout.top_k"),
+            "with student_data_fraction 0 the student writes no training sequences, and evaluations follow eval.temperatures; "
+            "drop it, or raise student_data_fraction",
+        ),
+        (
+            fraction == 1,
+            ("fixed_data",),
+            "with student_data_fraction 1 the student writes every training sequence; drop it, or lower "
+            "student_data_fraction",
+        ),
+        (
+            not teacher_writes,
+            ("rollout.teacher_temperature",),
+            "the teacher writes no training sequences; drop it, or use method=seqkd, or fixed_data=teacher",
+        ),
+    )
+    for unused, options, reason in idle:
+        for option in options:
+            value, default = _value_and_default(config, option)
+            if unused and value != default:
+                raise UserError(f"{option}={value} has no effect: {reason}")
+
+
+def _value_and_default(config: Config, option: str) -> tuple[Any, Any]:
+    """Of an option by its dotted name."""
+    section: Section = config
+    *outer, name = option.split(".")
+    for inner in outer:
+        section = getattr(section, inner)
+    return getattr(section, name), type(section).model_fields[name].default

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, how_to_install
 from tutelage.train.config import Config
 
 PLAIN_INTERVAL_SECONDS = 10.0
@@ -329,5 +329,5 @@ def _open_tracker(name: str, folder: Path, config: Config) -> Tracker:
 
                 return _Run(trackio, folder, config)
     except ImportError as error:
-        raise UserError(f'log.trackers has {name}, which is not installed: pip install "tutelage[{name}]"') from error
+        raise UserError(f"log.trackers has {name}, which is not installed: {how_to_install(name)}") from error
     raise UserError(f"log.trackers has {name!r}; known are tensorboard, wandb, trackio")

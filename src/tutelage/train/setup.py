@@ -8,10 +8,11 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tutelage.data.prompts import PromptStream
+from tutelage.data.prompts import Draw, PromptStream
 from tutelage.errors import MissingSplitError, UserError
 from tutelage.models import load, vocabulary
 from tutelage.models.language_model import LanguageModel
@@ -21,7 +22,7 @@ from tutelage.rollout.log import RolloutLog
 from tutelage.rollout.native import NativeEngine
 from tutelage.sources import DatasetSource, EngineSource, FirstDraw, Mixture, Source
 from tutelage.tasks import Task, load_task
-from tutelage.tasks.encode import Encoding, encode_split
+from tutelage.tasks.encode import Encoding, GeneratedSplit, encode_split, fingerprint
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import config_io
 from tutelage.train.checkpoint import Checkpoints, check_identity, require_space
@@ -31,8 +32,19 @@ from tutelage.train.methods import Objective, resolve
 from tutelage.train.optim import Optimizer, trainable_bytes
 from tutelage.types import Prompt, Rollout
 
-_OURS = ("checkpoints", "rollouts", "evaluation", "model", "config.yaml", "run.json", "metrics.jsonl", "tensorboard")
 _RECORD = "run.json"
+_DATA = "data.json"
+_OURS = (
+    "checkpoints",
+    "rollouts",
+    "evaluation",
+    "model",
+    "config.yaml",
+    "metrics.jsonl",
+    "tensorboard",
+    _RECORD,
+    _DATA,
+)
 _FAILED_STEPS = "failed-step-*.json"
 
 
@@ -66,11 +78,14 @@ def prepare(
     vocabulary.agree(student, teacher or student)
     teacher = teacher if objective.needs_teacher else None
     if teacher is not None:
+        check_pair(student, teacher)
         teacher.module.eval()  # a live one may come in training mode, and would mark with dropout
+    join_ends(student, teacher, encoding_of(config, student, task))
     stream = training_stream(config, objective, [student, *([teacher] if teacher is not None else [])], task)
+    check_data(config, stream.prompts)
     held_out = held_out_prompts(config, student, task)
     require_space(config.output, _bytes_to_write(config, student))
-    prepare_output(config)
+    prepare_output(config, stream.prompts)
     parts = connect(config, objective, student, teacher, task, stream)
     parts.held_out = held_out
     return parts, task
@@ -91,7 +106,8 @@ def held_out_prompts(config: Config, student: LanguageModel, task: Task) -> Sequ
             logging.getLogger(__name__).warning("no evaluation before and after training: %s", error)
             split = "none"
     if split != "none":
-        return encode_split(task, split, encoding_of(config, student, task), config.eval.limit)
+        encoding = encoding_of(config, student, task)
+        return encode_split(task, split, encoding, config.eval.limit, show_progress=config.log.progress)
     if config.eval.every:
         raise UserError(
             f"eval.every={config.eval.every} asks for evaluations during training, but there is no split to evaluate: "
@@ -111,16 +127,42 @@ def training_stream(config: Config, objective: Objective, models: Sequence[Langu
         UserError: no prompts, one that is too long, a completion that is missing, or sequences past a model's positions.
     """
     encoding, sampling = encoding_of(config, models[0], task), sampling_of(config, task)
-    prompts = encode_split(task, "train", encoding)
+    prompts = encode_split(task, "train", encoding, show_progress=config.log.progress)
     stream = PromptStream(prompts, config.seed)
     for model in models:
         check_positions(model, encoding, sampling)
-    # A split too large to be read at once is checked row by row, while it is trained on.
-    if objective.fixed_data == "dataset" and objective.student_data_fraction < 1 and isinstance(prompts, list):
-        for rollout in DatasetSource().rollouts(stream.batch(0, len(prompts))):
+    # A split that is generated as it is trained on is checked then.
+    uses_references = objective.fixed_data == "dataset" and objective.student_data_fraction < 1
+    if uses_references and not isinstance(prompts, GeneratedSplit):
+        for prompt in prompts:
+            (rollout,) = DatasetSource().rollouts([Draw(prompt, 0)])
             for model in models:
                 check_length(model, rollout)
     return stream
+
+
+def check_pair(student: LanguageModel, teacher: LanguageModel) -> None:
+    """Raises UserError when the two cannot read one micro-batch: of different families, or with other decoder starts."""
+    if student.is_encoder_decoder != teacher.is_encoder_decoder:
+        kinds = {True: "an encoder-decoder", False: "a decoder-only model"}
+        raise UserError(
+            f"the student ({student.name}) is {kinds[student.is_encoder_decoder]}, the teacher ({teacher.name}) "
+            f"{kinds[teacher.is_encoder_decoder]}; give two models of one family"
+        )
+    if student.is_encoder_decoder and student.decoder_start_ids != teacher.decoder_start_ids:
+        raise UserError(
+            f"completions of the student ({student.name}) start behind the tokens {student.decoder_start_ids}, those of the "
+            f"teacher ({teacher.name}) behind {teacher.decoder_start_ids}; give both the same decoder_start_token_id "
+            "(config.json) and forced_bos_token_id (generation_config.json)"
+        )
+
+
+def join_ends(student: LanguageModel, teacher: LanguageModel | None, encoding: Encoding) -> None:
+    """Makes student and teacher end a completion at the same tokens: those of either, and of the chat template."""
+    models = [student] if teacher is None else [student, teacher]
+    ends = encoding.end_ids.union(*(model.eos_ids for model in models))
+    for model in models:
+        model.end_at(ends)
 
 
 def connect(
@@ -181,31 +223,29 @@ def encoding_of(config: Config, student: LanguageModel, task: Task) -> Encoding:
         student.tokenizer,
         student.is_encoder_decoder,
         config.task.max_prompt_tokens or task.generation.max_prompt_tokens,
-        None,
         config.task.use_chat,
         config.task.skip_long_prompts,
     )
 
 
 def check_positions(model: LanguageModel, encoding: Encoding, sampling: Sampling) -> None:
-    """Raises UserError when prompt and completion together could pass the model's last position."""
-    limit = model.max_positions
-    longest = sampling.max_new_tokens + (0 if model.is_encoder_decoder else encoding.max_prompt_tokens)
-    if limit is not None and longest > limit:
+    """Raises UserError when prompts and completions could pass the model's last position."""
+    lack = model.lack_of_positions(encoding.max_prompt_tokens, sampling.max_new_tokens)
+    if lack is not None:
         raise UserError(
-            f"{model.name} has {limit} positions, but prompts of up to {encoding.max_prompt_tokens} and completions of up to "
-            f"{sampling.max_new_tokens} tokens are allowed; lower task.max_prompt_tokens or rollout.max_new_tokens"
+            f"{lack}, but prompts of up to {encoding.max_prompt_tokens} and completions of up to {sampling.max_new_tokens} tokens "
+            "are allowed; lower task.max_prompt_tokens or rollout.max_new_tokens"
         )
 
 
 def check_length(model: LanguageModel, rollout: Rollout) -> None:
     """Raises UserError when a data-set sequence passes the model's last position."""
     prompt, completion = len(rollout.prompt_ids), len(rollout.completion_ids)
-    limit = model.max_positions
-    if limit is not None and completion + (0 if model.is_encoder_decoder else prompt) > limit:
+    lack = model.lack_of_positions(prompt, completion)
+    if lack is not None:
         raise UserError(
-            f"training example {rollout.prompt_id} has a prompt of {prompt} and a completion of {completion} tokens, but "
-            f"{model.name} has {limit} positions; shorten or remove the row"
+            f"training example {rollout.prompt_id} has a prompt of {prompt} and a completion of {completion} tokens, but {lack}; "
+            "shorten or remove the row"
         )
 
 
@@ -249,31 +289,60 @@ def check_output(config: Config) -> None:
     if not holds_run(folder):
         return
     if config.resume:
-        try:
-            saved = json.loads((folder / _RECORD).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"the run in {folder} cannot be resumed: {_RECORD}, its configuration, is missing or damaged; start over with "
-                "--overwrite, or choose another --output"
-            ) from error
-        check_identity(saved, config, f"the run in {folder}")
+        check_identity(_read_record(folder, _RECORD, "its configuration"), config, f"the run in {folder}")
     elif not config.overwrite:
         raise UserError(
             f"{folder} already holds a run: go on with it (--resume), delete it (--overwrite), or choose another --output"
         )
 
 
-def prepare_output(config: Config) -> None:
-    """Takes possession of a folder that `check_output` has passed: records the run, without the remains of an earlier one."""
+def check_data(config: Config, prompts: Sequence[Prompt]) -> None:
+    """Raises UserError when the run to resume was started with other training examples than these."""
+    folder = config.output
+    if not (config.resume and holds_run(folder)):
+        return
+    saved = _read_record(folder, _DATA, "the fingerprint of its training data")
+    if saved != _data_record(prompts):
+        source = f"the {config.task.name} task" if config.task.data is None else f"task.data={config.task.data}"
+        raise UserError(
+            f"the run in {folder} was started with other training data: {saved.get('examples')} examples there, {len(prompts)} of "
+            f"{source} now, not the same tokens. Give the data it was started with to resume, choose another --output, or start "
+            "over with --overwrite"
+        )
+
+
+def prepare_output(config: Config, prompts: Sequence[Prompt]) -> None:
+    """Takes possession of a folder that `check_output` has passed: records the run, without the remains of an earlier one.
+
+    Args:
+        config: the run.
+        prompts: those it trains on.
+    """
     folder = config.output
     record = folder / _RECORD
     if config.overwrite and not config.resume and (record.exists() or holds_run(folder)):
         for path in (*(folder / name for name in _OURS), *folder.glob(_FAILED_STEPS)):
             _remove(path)
-    partial = folder / f".{_RECORD}"
-    partial.write_text(json.dumps(identity(config), indent=1))
-    os.replace(partial, record)
+    for name, content in ((_DATA, _data_record(prompts)), (_RECORD, identity(config))):
+        partial = folder / f".{name}"
+        partial.write_text(json.dumps(content, indent=1))
+        os.replace(partial, folder / name)
     config_io.save(config, folder / "config.yaml")
+
+
+def _data_record(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    return {"examples": len(prompts), "sha256": fingerprint(prompts)}
+
+
+def _read_record(folder: Path, name: str, what: str) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads((folder / name).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the run in {folder} cannot be resumed: {name}, {what}, is missing or damaged; start over with --overwrite, or "
+            "choose another --output"
+        ) from error
+    return record
 
 
 def _bytes_to_write(config: Config, student: LanguageModel) -> int:

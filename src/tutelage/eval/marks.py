@@ -1,0 +1,343 @@
+"""The marked page's data: the student's sequences token by token, with what each model expected at every position."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+from torch import Tensor
+
+from tutelage.data.batching import micro_batches, token_weights
+from tutelage.divergences import Divergence, parse
+from tutelage.errors import UserError
+from tutelage.eval.evaluate import cut, forced_tokens
+from tutelage.fused import DEFAULT_BUDGET_BYTES, linear_divergence, teacher_sampled, teacher_topk
+from tutelage.models.language_model import LanguageModel
+from tutelage.rollout.base import Sampling
+from tutelage.rollout.native import NativeEngine
+from tutelage.tasks.base import Task
+from tutelage.types import FinishReason, HiddenStates, MicroBatch, Prompt, Rollout, SourceName
+
+FOLDER = "marks"
+DEFAULT_SEQUENCES = 16
+_TOP = 5
+_FILE = re.compile(r"step-(\d{8})\.jsonl")
+
+TokenText = Callable[[int, int], str]
+
+
+class Choice(NamedTuple):
+    """A token a model could have written.
+
+    Attributes:
+        text: the token as it would stand there, leading space included.
+        probability: the model's.
+    """
+
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class TokenMark:
+    """What the teacher makes of one completion token. Divergences in nats; infinite where a support is left.
+
+    Attributes:
+        text: the token as it stands in the completion, leading space included; bytes of an incomplete character appear
+            as U+FFFD.
+        divergence: the run's.
+        forward_kl, reverse_kl: KL(teacher||student) and KL(student||teacher).
+        student_probability, teacher_probability: each model's, of this token.
+        student, teacher: each model's most probable tokens, most probable first.
+    """
+
+    text: str
+    divergence: float
+    forward_kl: float
+    reverse_kl: float
+    student_probability: float
+    teacher_probability: float
+    student: tuple[Choice, ...]
+    teacher: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class MarkedSequence:
+    """One sequence with a mark for every token.
+
+    Attributes:
+        prompt_id, sample: which example, and which of its samples.
+        source: who wrote the sequence.
+        finish_reason: how it ended.
+        divergence: spelling of the run's divergence.
+        prompt: what the writer was given, special tokens left out.
+        reference: the ground-truth completion; None where the data has none.
+        teacher: what the teacher writes for the same prompt, greedily; None where it was not asked.
+        tokens: the completion, end-of-sequence included.
+    """
+
+    prompt_id: int
+    sample: int
+    source: SourceName
+    finish_reason: FinishReason
+    divergence: str
+    prompt: str
+    reference: str | None
+    teacher: str | None
+    tokens: tuple[TokenMark, ...]
+
+
+class Marker:
+    """Lets a student write the same prompts again and again over a run, and marks what it wrote.
+
+    A prompt's randomness is keyed by seed and prompt, so that two steps differ by the student alone.
+
+    Args:
+        student, teacher: of one family, over the same vocabulary (`models.vocabulary.agree`).
+        task: its stop texts and forced continuations hold during decoding.
+        prompts: those written and marked; the first `sequences` of them.
+        divergence: the run's, or its spelling.
+        max_new_tokens: limit of a completion.
+        temperature: the student's sampling temperature; 0: greedy.
+        loss_temperature: divides both models' logits in what is measured.
+        seed: keys the samples.
+        sequences: how many prompts.
+        batch_rows: rows generated at a time; None: all.
+    """
+
+    def __init__(
+        self,
+        student: LanguageModel,
+        teacher: LanguageModel,
+        task: Task,
+        prompts: Sequence[Prompt],
+        divergence: Divergence | str,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        loss_temperature: float = 1.0,
+        seed: int = 0,
+        sequences: int = DEFAULT_SEQUENCES,
+        batch_rows: int | None = None,
+    ) -> None:
+        self._student, self._teacher, self._generation = student, teacher, task.generation
+        self._prompts = list(prompts[:sequences])
+        self._divergence, self._loss_temperature = parse(divergence), loss_temperature
+        self._sampling, self._seed, self._batch_rows = Sampling(max_new_tokens, temperature), seed, batch_rows
+        self._teacher_texts: Mapping[int, str] | None = None
+
+    def mark(self) -> list[MarkedSequence]:
+        """One sequence per prompt, in order, written and marked with the student's current weights."""
+        if self._teacher_texts is None:  # the teacher never changes: asked once
+            greedy = self._write(self._teacher, Sampling(self._sampling.max_new_tokens, 0.0), "teacher")
+            decode = self._teacher.tokenizer.decode
+            self._teacher_texts = {
+                rollout.prompt_id: cut(decode(rollout.completion_ids, skip_special_tokens=True), self._generation.stop)
+                for rollout in greedy
+            }
+        return mark_rollouts(
+            self._student,
+            self._teacher,
+            self._write(self._student, self._sampling, "student"),
+            self._divergence,
+            prompts=self._prompts,
+            teacher_texts=self._teacher_texts,
+            temperature=self._loss_temperature,
+        )
+
+    def _write(self, model: LanguageModel, sampling: Sampling, source: SourceName) -> list[Rollout]:
+        engine = NativeEngine(model, self._batch_rows, force=forced_tokens(model, self._generation))
+        samples = [0] * len(self._prompts)
+        return engine.generate(self._prompts, sampling, samples=samples, seed=self._seed, source=source)
+
+
+@torch.no_grad()
+def mark_rollouts(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    rollouts: Sequence[Rollout],
+    divergence: Divergence | str,
+    *,
+    prompts: Sequence[Prompt] = (),
+    teacher_texts: Mapping[int, str] | None = None,
+    temperature: float = 1.0,
+    token_budget: int = 8192,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+) -> list[MarkedSequence]:
+    """Marks sequences, whoever wrote them; the [N, V] distributions are walked in chunks and never held.
+
+    Args:
+        student, teacher: of one family, over the same vocabulary (`models.vocabulary.agree`).
+        rollouts: the sequences, in the order of the result.
+        divergence: the run's, or its spelling.
+        prompts: those of the rollouts, for their references; a rollout whose prompt is missing gets none.
+        teacher_texts: the teacher's own completions by prompt id.
+        temperature: divides both models' logits.
+        token_budget: most padded tokens in one forward pass.
+        budget_bytes: of the vocabulary-wide buffers.
+
+    Raises:
+        UserError: the divergence does not parse, or the temperature is not positive.
+        ValueError: a measure is not a number.
+    """
+    divergence, teacher_texts = parse(divergence), teacher_texts or {}
+    references = {prompt.id: prompt.reference_ids for prompt in prompts if prompt.reference_ids is not None}
+    decode = student.tokenizer.decode
+    token_text = _token_texts(student.tokenizer)
+    marks: dict[int, tuple[TokenMark, ...]] = {}  # by the rollout's identity: micro-batches come sorted by length
+    modes = [(model, model.module.training) for model in (student, teacher)]
+    for model, _ in modes:
+        model.module.eval()
+    for micro in micro_batches(rollouts, token_weights(rollouts, "token"), student, token_budget):
+        lines = iter(_measure(student, teacher, micro, divergence, temperature, budget_bytes))
+        for rollout in micro.rollouts:
+            marks[id(rollout)] = tuple(_token_marks(rollout, student, lines, token_text))
+    for model, training in modes:
+        model.module.train(training)
+    return [
+        MarkedSequence(
+            prompt_id=rollout.prompt_id,
+            sample=rollout.sample,
+            source=rollout.source,
+            finish_reason=rollout.finish_reason,
+            divergence=str(divergence),
+            prompt=decode(rollout.prompt_ids, skip_special_tokens=True),
+            reference=(
+                decode(references[rollout.prompt_id], skip_special_tokens=True)
+                if rollout.prompt_id in references
+                else None
+            ),
+            teacher=teacher_texts.get(rollout.prompt_id),
+            tokens=marks[id(rollout)],
+        )
+        for rollout in rollouts
+    ]
+
+
+class _Line(NamedTuple):
+    """The measures of one token; top tokens as ids."""
+
+    divergence: float
+    forward_kl: float
+    reverse_kl: float
+    student_probability: float
+    teacher_probability: float
+    student: list[tuple[int, float]]
+    teacher: list[tuple[int, float]]
+
+
+def _measure(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    micro: MicroBatch,
+    divergence: Divergence,
+    temperature: float,
+    budget_bytes: int,
+) -> Iterator[_Line]:
+    """The measures of every completion token, in the order of `micro.targets_N`."""
+    height = min(student.vocab_size, teacher.vocab_size)
+    own = HiddenStates(student.hidden(micro), student.head.rows(height))
+    theirs = HiddenStates(teacher.hidden(micro), teacher.head.rows(height))
+    _, stats = linear_divergence(
+        own.hidden_NH, own.head, theirs.hidden_NH, theirs.head, divergence, micro.weights_N,
+        temperature, budget_bytes, return_stats=True,
+    )  # fmt: skip
+    assert stats.forward_kl is not None  # optional only for the negative log-likelihood, which has no teacher
+    assert stats.reverse_kl is not None
+    measures = [stats.divergence, stats.forward_kl, stats.reverse_kl]
+    tops = []
+    for model in (own, theirs):
+        measures.append(
+            teacher_sampled(model.hidden_NH, model.head, micro.targets_N, temperature, budget_bytes).logp_N.exp()
+        )
+        top = teacher_topk(model.hidden_NH, model.head, min(_TOP, height), temperature, budget_bytes)
+        tops.append(_pairs(top.token_ids_NK, top.logp_NK.exp()))
+    table = torch.stack([measure.double() for measure in measures], dim=1)
+    if table.isnan().any():
+        raise ValueError("a mark is not a number; student or teacher gives NaN logits on these sequences")
+    for numbers, own_top, their_top in zip(table.tolist(), *tops, strict=True):
+        value, forward_kl, reverse_kl, own_p, their_p = map(_short, numbers)
+        yield _Line(value, forward_kl, reverse_kl, own_p, their_p, own_top, their_top)
+
+
+def _pairs(ids_NK: Tensor, p_NK: Tensor) -> list[list[tuple[int, float]]]:
+    """Token ids with their probabilities, position by position."""
+    return [list(zip(ids, map(_short, p), strict=True)) for ids, p in zip(ids_NK.tolist(), p_NK.tolist(), strict=True)]
+
+
+def _short(value: float) -> float:
+    """Six digits: float32 carries seven, and a file of marks is mostly digits."""
+    return float(f"{value:.6g}")
+
+
+def _token_marks(
+    rollout: Rollout, model: LanguageModel, lines: Iterator[_Line], token_text: TokenText
+) -> Iterator[TokenMark]:
+    before = model.decoder_start_ids[-1] if model.is_encoder_decoder else rollout.prompt_ids[-1]
+    for token in rollout.completion_ids:
+        line = next(lines)
+        student, teacher = (
+            tuple(Choice(token_text(before, choice), p) for choice, p in top) for top in (line.student, line.teacher)
+        )
+        yield TokenMark(token_text(before, token), *line[:5], student=student, teacher=teacher)
+        before = token
+
+
+def _token_texts(tokenizer: Any) -> TokenText:
+    """(token before, token) -> the token's text there: many tokenizers drop the leading space of a token decoded alone."""
+
+    @cache
+    def decode(*ids: int) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def text(before: int, token: int) -> str:
+        together, alone = decode(before, token), decode(before)
+        # Not so where the two tokens are the bytes of one character.
+        return together[len(alone) :] if together.startswith(alone) else decode(token)
+
+    return text
+
+
+def save(sequences: Sequence[MarkedSequence], run: Path, step: int) -> Path:
+    """Writes marks/step-XXXXXXXX.jsonl in the run's folder, one sequence a line; infinity as the string "Infinity"."""
+    path = run / FOLDER / f"step-{step:08d}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(to_json(sequence, inf_nan_mode="strings") + b"\n" for sequence in sequences))
+    return path
+
+
+def read(path: Path) -> list[MarkedSequence]:
+    """What `save` wrote.
+
+    Raises:
+        UserError: a line is damaged (names file and line).
+    """
+    adapter = TypeAdapter(MarkedSequence)
+    sequences = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            sequences.append(adapter.validate_json(line))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"])) or "the line"
+            raise UserError(f"{path}, line {number}: {where}: {problem['msg']}; delete the file to go on") from error
+    return sequences
+
+
+def read_all(run: Path) -> dict[int, list[MarkedSequence]]:
+    """The marks in a run's folder by step, steps ascending; empty where none were saved."""
+    found = {path: _FILE.fullmatch(path.name) for path in sorted((run / FOLDER).glob("*.jsonl"))}
+    return {int(match[1]): read(path) for path, match in found.items() if match is not None}
+
+
+def mean_divergence(sequence: MarkedSequence) -> float:
+    """The run's divergence, mean over the sequence's tokens, in nats."""
+    return math.fsum(token.divergence for token in sequence.tokens) / len(sequence.tokens)

@@ -1,0 +1,261 @@
+"""Line charts and stacked bars as inline SVG: text stays text, colours come from the page's style sheet.
+
+Series differ by colour and by dash; both hang on the series' slot. Every chart has a title and a description in words
+for screen readers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+from markupsafe import Markup
+
+SLOTS = 8  # colours in the style sheet
+_WIDTH, _HEIGHT = 380, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 10, 12, 38
+_SMOOTH_FROM = 60  # points; fewer are drawn as they are
+_MARKERS_TO = 16
+_DODGE = 3.0  # pixels between the intervals of two series
+
+
+class Point(NamedTuple):
+    """A point of a curve, with the ends of its interval where it has one."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve.
+
+    Attributes:
+        label: its name.
+        slot: picks colour and dash.
+        points: by ascending x, all finite.
+        hollow: drawn thin with hollow markers: the state before training.
+    """
+
+    label: str
+    slot: int
+    points: tuple[Point, ...]
+    hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map from data to pixels.
+
+    Attributes:
+        low, high: the data's range.
+        start, end: where these two lie, in pixels.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers that span low..high: multiples of 1, 2 or 5 times a power of ten.
+
+    Raises:
+        ValueError: low is not below high.
+    """
+    if not low < high:
+        raise ValueError(f"ticks need low < high, got {low} and {high}")
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+
+
+def running_mean(points: Sequence[Point], window: int) -> list[Point]:
+    """Means of y over `window` neighbours centred on each point; fewer at the ends."""
+    half = window // 2
+    smooth = []
+    for i, point in enumerate(points):
+        near = points[max(0, i - half) : i + half + 1]
+        smooth.append(Point(point.x, math.fsum(p.y for p in near) / len(near)))
+    return smooth
+
+
+def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: str) -> Markup:
+    """A chart of curves over one pair of axes.
+
+    Curves of 60 points and more are drawn faintly, with their running mean over a thirtieth of the points on top.
+
+    Args:
+        title: what it shows; hidden in the drawing, read aloud.
+        series: those with points are drawn; at least one has some.
+        x_label, y_label: of the axes.
+
+    Raises:
+        ValueError: no points, or one that is not finite.
+    """
+    points = [point for curve in series for point in curve.points]
+    if not points or not all(math.isfinite(point.x) and math.isfinite(point.y) for point in points):
+        raise ValueError(f"chart {title!r} needs points, all of them finite")
+    ends = [y for point in points for y in (point.y, point.low, point.high) if y is not None and math.isfinite(y)]
+    low, high = _range([point.x for point in points])
+    x = Scale(low, high, _LEFT, _WIDTH - _RIGHT)
+    y_ticks = ticks(*_range(ends))
+    y = Scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    x_ticks = [mark for mark in ticks(low, high) if low <= mark <= high]
+    svg = _canvas(title, _describe(series, y_label), _WIDTH, _HEIGHT)
+    _grid(svg, x, y, x_ticks, y_ticks, x_label, y_label)
+    for curve in series:
+        if curve.points:
+            _curve(svg, curve, x, y)
+    return _markup(svg)
+
+
+def stacked_bars(title: str, bars: Mapping[str, Mapping[str, float]], slots: Mapping[str, int], unit: str) -> Markup:
+    """Horizontal bars, one a label, cut into parts.
+
+    Args:
+        title: read aloud.
+        bars: label -> part -> size, not negative; at least one is above 0.
+        slots: part -> colour.
+        unit: of the sizes.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    longest = max((math.fsum(parts.values()) for parts in bars.values()), default=0.0)
+    if not longest > 0:
+        raise ValueError(f"chart {title!r} has nothing to draw")
+    marks = ticks(0, longest)
+    width, row = 760, 44
+    x = Scale(0, marks[-1], 8, width - 12)
+    described = "; ".join(
+        f"{label}: " + ", ".join(f"{part} {size:.1f} {unit}" for part, size in parts.items())
+        for label, parts in bars.items()
+    )
+    svg = _canvas(title, described, width, row * len(bars) + 42)
+    bottom = row * len(bars) + 4
+    for mark in marks:
+        _line(svg, x(mark), 0, x(mark), bottom, "grid")
+        _text(svg, x(mark), bottom + 16, _number(mark), "tick middle")
+    for i, (label, parts) in enumerate(bars.items()):
+        _text(svg, x(0), i * row + 14, label, "bar-label")
+        start = 0.0
+        for part, size in parts.items():
+            segment = SubElement(
+                svg, "rect", {"class": f"part f{slots[part] % SLOTS}", "x": _px(x(start)), "y": str(i * row + 19),
+                "width": _px(x(start + size) - x(start)), "height": "18"},
+            )  # fmt: skip
+            SubElement(segment, "title").text = f"{label}, {part}: {size:.1f} {unit}"
+            start += size
+    _text(svg, width / 2, bottom + 32, unit, "axis-label middle")
+    return _markup(svg)
+
+
+def swatch(slot: int) -> Markup:
+    """A short piece of a series' line, for legends."""
+    svg = Element("svg", {"class": "swatch", "viewBox": "0 0 30 10", "aria-hidden": "true"})
+    SubElement(svg, "path", {"class": f"line s{slot % SLOTS}", "d": "M1 5H29"})
+    return _markup(svg)
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """What an axis spans: from 0 where that costs less than half of it, never a single value."""
+    low, high = min(values), max(values)
+    if 0 < low < high / 2:
+        low = 0.0
+    if low == high:
+        return (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
+    return low, high
+
+
+def _describe(series: Sequence[Series], y_label: str) -> str:
+    parts = []
+    for curve in series:
+        if curve.points:
+            values = [point.y for point in curve.points]
+            parts.append(
+                f"{curve.label}{' before training' if curve.hollow else ''}: first {_number(values[0])}, "
+                f"last {_number(values[-1])}, lowest {_number(min(values))}, highest {_number(max(values))}"
+            )
+    return f"{y_label}. " + "; ".join(parts) + "."
+
+
+def _grid(
+    svg: Element, x: Scale, y: Scale, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
+) -> None:
+    for mark in y_ticks:
+        _line(svg, x.start, y(mark), x.end, y(mark), "grid")
+        _text(svg, x.start - 6, y(mark) + 4, _number(mark), "tick end")
+    for mark in x_ticks:
+        _line(svg, x(mark), y.start, x(mark), y.start + 4, "axis")
+        _text(svg, x(mark), y.start + 17, _number(mark), "tick middle")
+    _line(svg, x.start, y.start, x.end, y.start, "axis")
+    _text(svg, (x.start + x.end) / 2, _HEIGHT - 4, x_label, "axis-label middle")
+    label = _text(svg, 0, 0, y_label, "axis-label middle")
+    label.set("transform", f"translate(10 {_px((y.start + y.end) / 2)}) rotate(-90)")
+
+
+def _curve(svg: Element, curve: Series, x: Scale, y: Scale) -> None:
+    colour = f"s{curve.slot % SLOTS}{' hollow' if curve.hollow else ''}"
+    points: Sequence[Point] = curve.points
+    if len(points) >= _SMOOTH_FROM:
+        SubElement(svg, "path", {"class": f"line faint {colour}", "d": _path(points, x, y)})
+        points = running_mean(points, len(points) // 30)
+    for point in points:
+        if point.low is not None and point.high is not None:
+            across = x(point.x) + _DODGE * curve.slot
+            _line(svg, across, y(point.low), across, y(point.high), f"interval {colour}")
+    if len(points) > 1:
+        SubElement(svg, "path", {"class": f"line {colour}", "d": _path(points, x, y)})
+    if len(points) <= _MARKERS_TO:
+        for point in points:
+            place = {"cx": _px(x(point.x)), "cy": _px(y(point.y)), "r": "3"}
+            marker = SubElement(svg, "circle", {"class": f"marker {colour}", **place})
+            SubElement(marker, "title").text = f"{curve.label}, {_number(point.x)}: {_number(point.y)}"
+
+
+def _path(points: Sequence[Point], x: Scale, y: Scale) -> str:
+    return "M" + "L".join(f"{_px(x(point.x))} {_px(y(point.y))}" for point in points)
+
+
+def _canvas(title: str, description: str, width: int, height: int) -> Element:
+    svg = Element("svg", {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": f"{title}. {description}"})
+    SubElement(svg, "title").text = title
+    SubElement(svg, "desc").text = description
+    return svg
+
+
+def _line(svg: Element, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
+    SubElement(svg, "line", {"class": kind, "x1": _px(x1), "y1": _px(y1), "x2": _px(x2), "y2": _px(y2)})
+
+
+def _text(svg: Element, x: float, y: float, text: str, kind: str) -> Element:
+    element = SubElement(svg, "text", {"class": kind, "x": _px(x), "y": _px(y)})
+    element.text = text
+    return element
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _number(value: float) -> str:
+    """Four significant digits, thousands grouped: "1,200", "0.0125"."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _markup(svg: Element) -> Markup:
+    # ElementTree has escaped every text and attribute.
+    return Markup(tostring(svg, encoding="unicode", short_empty_elements=False))

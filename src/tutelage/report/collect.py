@@ -1,0 +1,143 @@
+"""What a report knows about a run: everything its folder holds, nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tutelage.errors import UserError
+from tutelage.eval import marks
+from tutelage.eval.marks import MarkedSequence
+from tutelage.eval.results import Evaluation, Row
+from tutelage.eval.results import read as read_evaluation
+from tutelage.train import config_io
+from tutelage.train.config import Recipe
+from tutelage.train.methods import METHODS
+from tutelage.train.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as its folder tells it.
+
+    Attributes:
+        name: what the report calls it: the end of its path, long enough to tell the runs of one report apart.
+        folder: where it lies.
+        config: its configuration.
+        divergence: spelling of its divergence; None for the negative log-likelihood.
+        student_data_fraction: lambda of the paper's Algorithm 1; None for a method this version does not know.
+        records: one per step, as in metrics.jsonl; null where a metric was not finite.
+        before, after: evaluations; None where there was none.
+        marks: marked sequences by step, steps ascending.
+    """
+
+    name: str
+    folder: Path
+    config: Recipe
+    divergence: str | None
+    student_data_fraction: float | None
+    records: tuple[Mapping[str, Any], ...]
+    before: Evaluation | None
+    after: Evaluation | None
+    marks: Mapping[int, Sequence[MarkedSequence]]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps done."""
+        return int(self.records[-1]["step"]) if self.records else 0
+
+    @property
+    def tokens(self) -> int:
+        """Completion tokens trained on."""
+        return sum(int(record["tokens"]) for record in self.records)
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Seconds of training by phase, in the order the phases appeared."""
+        total: Counter[str] = Counter()
+        for record in self.records:
+            total.update(record["seconds"])
+        return dict(total)
+
+    @property
+    def decodings(self) -> list[str]:
+        """Labels of the decoding settings evaluated, before or after."""
+        found = [evaluation for evaluation in (self.before, self.after) if evaluation is not None]
+        return list(dict.fromkeys(row.decoding for evaluation in found for row in evaluation.rows))
+
+    def rows(self, decoding: str) -> tuple[Row | None, Row | None]:
+        """The results of a decoding setting before and after training."""
+        before, after = (
+            next((row for row in evaluation.rows if row.decoding == decoding), None) if evaluation is not None else None
+            for evaluation in (self.before, self.after)
+        )
+        return before, after
+
+
+def collect(folders: Sequence[Path]) -> list[RunData]:
+    """Reads run folders.
+
+    Raises:
+        UserError: no folder, one twice, one that holds no run, or a damaged file in one (names it).
+    """
+    if not folders:
+        raise UserError("nothing to report on: name at least one folder of a run (--output of tutelage train)")
+    resolved = [folder.resolve() for folder in folders]
+    twice = [str(folder) for folder, count in Counter(resolved).items() if count > 1]
+    if twice:
+        raise UserError(f"{', '.join(twice)} is given twice; name every run once")
+    return [_read(folder, name) for folder, name in zip(folders, names(resolved), strict=True)]
+
+
+def names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of these different paths that tell them apart: ["seed-0/gkd", "seed-1/gkd"]."""
+    depth = 1
+    while len(found := ["/".join(folder.parts[-depth:]) for folder in folders]) > len(set(found)):
+        depth += 1
+    return found
+
+
+def prompts_of(runs: Sequence[RunData]) -> dict[int, tuple[str | None, str | None]]:
+    """Prompt id -> (the teacher's text, the reference), where the marks of a run hold them."""
+    return {sequence.prompt_id: (sequence.teacher, sequence.reference) for sequence in _sequences(runs)}
+
+
+def _sequences(runs: Sequence[RunData]) -> Iterator[MarkedSequence]:
+    for run in runs:
+        for sequences in run.marks.values():
+            yield from sequences
+
+
+def _read(folder: Path, name: str) -> RunData:
+    if not (folder / "config.yaml").is_file():
+        seen = "holds no run (no config.yaml)" if folder.is_dir() else "is no folder"
+        raise UserError(f"{folder} {seen}; name the folder a run was written to (--output of tutelage train)")
+    config = config_io.validate(Recipe, config_io.load_yaml(folder / "config.yaml"))
+    preset = METHODS.get(config.method)
+    fraction = preset.student_data_fraction if preset is not None else None
+    return RunData(
+        name=name,
+        folder=folder,
+        config=config,
+        divergence=config.divergence or (preset.divergence if preset is not None else None),
+        student_data_fraction=fraction if config.student_data_fraction is None else config.student_data_fraction,
+        records=tuple(read_metrics(folder / "metrics.jsonl")),
+        before=_evaluation(folder / "evaluation" / "before"),
+        after=_evaluation(folder / "evaluation" / "after"),
+        marks=marks.read_all(folder),
+    )
+
+
+def _evaluation(folder: Path) -> Evaluation | None:
+    try:
+        found = read_evaluation(folder)
+    except (OSError, json.JSONDecodeError, ValidationError) as error:
+        problem = str(error).splitlines()[0]
+        raise UserError(f"the evaluation in {folder} is damaged: {problem}; delete the folder to go on") from error
+    return None if found is None else found[0]

@@ -1,0 +1,205 @@
+"""Which charts a report has, from the runs it is about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from tutelage.eval.marks import mean_divergence
+from tutelage.eval.results import Row
+from tutelage.report.charts import Point, Series, line_chart, stacked_bars
+from tutelage.report.collect import RunData
+
+# Metric -> (heading, axis, what a reader sees in it), in the order of the page.
+CURVES: dict[str, tuple[str, str, str]] = {
+    "loss": ("Loss", "loss", "What training lowers. Losses of different divergences cannot be compared."),
+    "forward_kl": (
+        "Forward KL from the teacher",
+        "nats a token",
+        "High where the student misses what the teacher finds likely. On the sequences trained on.",
+    ),
+    "reverse_kl": (
+        "Reverse KL from the teacher",
+        "nats a token",
+        "High where the student writes what the teacher finds unlikely. On the sequences trained on.",
+    ),
+    "student_entropy": ("Entropy of the student", "nats a token", "How undecided the student is; 0: certain."),
+    "teacher_entropy": ("Entropy of the teacher", "nats a token", "How undecided the teacher is on these sequences."),
+    "agreement": ("Agreement", "share of tokens", "How often both models find the same token likeliest."),
+    "completion_length": ("Length of completions", "tokens", "Mean over the sequences trained on."),
+    "grad_norm": ("Gradient norm", "norm", "Before clipping. Spikes mark unstable steps."),
+    "learning_rate": ("Learning rate", "learning rate", "As scheduled."),
+}
+_NOT_DRAWN = frozenset({"step", "tokens", "sequences", "divergence", "student_share"})
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its words.
+
+    Attributes:
+        heading: what it shows.
+        caption: how to read it.
+        chart: the SVG.
+    """
+
+    heading: str
+    caption: str
+    chart: Markup
+
+
+def curve_figures(runs: Sequence[RunData]) -> list[Figure]:
+    """One chart for every metric of the runs' metrics.jsonl, all runs in each; metrics without a name here come last."""
+    found = dict.fromkeys(key for run in runs for record in run.records for key in record if _is_number(record[key]))
+    figures = []
+    for key in [*CURVES, *(key for key in found if key not in CURVES and key not in _NOT_DRAWN)]:
+        heading, unit, caption = CURVES.get(key, (key.replace("_", " ").capitalize(), key, ""))
+        figures += _figure(heading, caption, runs, lambda run, key=key: _metric(run, key), "step", unit)  # type: ignore[misc]
+    return figures
+
+
+def evaluation_figures(runs: Sequence[RunData]) -> list[Figure]:
+    """The headline metric over the steps, one chart a decoding setting; both ends are the full evaluations."""
+    figures = []
+    for decoding in dict.fromkeys(decoding for run in runs for decoding in run.decodings):
+        metric = _metric_name(runs, decoding)
+        figures += _figure(
+            f"{metric.capitalize()}, {decoding}",
+            "On held-out examples. Bars: 95% intervals, where they were measured.",
+            runs,
+            lambda run, decoding=decoding: _evaluated(run, decoding),  # type: ignore[misc]
+            "step",
+            metric,
+        )
+    return figures
+
+
+def quality_figures(runs: Sequence[RunData]) -> list[Figure]:
+    """Quality and diversity against temperature, and against one another, where the evaluations hold them."""
+    metric = next((_metric_name(runs, decoding) for run in runs for decoding in run.decodings), "quality")
+    before = "Thin lines and hollow points: before training."
+    shapes: list[tuple[str, str, Callable[[Row], float | None], Callable[[Row], float | None], str, str]] = [
+        ("Quality against temperature", f"{before} Temperature 0 is greedy decoding.", _temperature,
+         lambda row: row.value, "sampling temperature", metric),
+        ("Self-BLEU against temperature", f"{before} Lower: samples of one prompt differ more.", _temperature,
+         lambda row: row.self_bleu, "sampling temperature", "Self-BLEU"),
+        ("Quality against diversity", f"{before} Further left: more diverse; further up: better.",
+         lambda row: row.self_bleu, lambda row: row.value, "Self-BLEU", metric),
+    ]  # fmt: skip
+    figures = []
+    for heading, caption, x, y, x_label, y_label in shapes:
+        series = []
+        for slot, run in enumerate(runs):
+            for evaluation, hollow in ((run.before, True), (run.after, False)):
+                rows = evaluation.rows if evaluation is not None else ()
+                series.append(Series(run.name, slot, tuple(sorted(_points(rows, x, y))), hollow))
+        # A single temperature is in the summary; a chart of one point says nothing.
+        if any(len(curve.points) > 1 for curve in series):
+            chart = line_chart(heading, series, x_label=x_label, y_label=y_label)
+            figures.append(Figure(heading, caption, chart))
+    return figures
+
+
+def marks_figure(runs: Sequence[RunData]) -> list[Figure]:
+    """The run's divergence over the marked tokens, step by step; none where nothing was marked more than once."""
+    series = []
+    for slot, run in enumerate(runs):
+        means = {step: [mean_divergence(s) for s in sequences] for step, sequences in run.marks.items() if sequences}
+        points = [Point(step, math.fsum(values) / len(values)) for step, values in means.items()]
+        series.append(Series(run.name, slot, tuple(point for point in points if math.isfinite(point.y))))
+    if all(len(curve.points) < 2 for curve in series):
+        return []
+    heading = "Divergence of the marked sequences"
+    caption = "Mean over tokens, then over sequences: the same prompts at every step, the same random draws."
+    return [Figure(heading, caption, line_chart(heading, series, x_label="step", y_label="nats a token"))]
+
+
+def phases(runs: Sequence[RunData]) -> dict[str, int]:
+    """Phase of training -> colour, in the order the phases appeared."""
+    return {phase: i for i, phase in enumerate(dict.fromkeys(phase for run in runs for phase in run.seconds))}
+
+
+def time_figure(runs: Sequence[RunData]) -> list[Figure]:
+    """Where the seconds of training went."""
+    bars = {run.name: run.seconds for run in runs if run.seconds}
+    if not bars:
+        return []
+    caption = (
+        "Rollout: the student (or the teacher) writes sequences. Teacher: it marks them. Update: the student's forward and "
+        "backward pass with the optimiser. Loading, and the evaluations before and after training, are not in it."
+    )
+    return [Figure("Seconds by phase", caption, stacked_bars("Seconds by phase", bars, phases(runs), "seconds"))]
+
+
+def _figure(
+    heading: str,
+    caption: str,
+    runs: Sequence[RunData],
+    points_of: Callable[[RunData], Sequence[Point]],
+    x_label: str,
+    y_label: str,
+) -> list[Figure]:
+    """One curve a run; no figure where no run has points."""
+    series = [Series(run.name, slot, tuple(points_of(run))) for slot, run in enumerate(runs)]
+    if not any(curve.points for curve in series):
+        return []
+    return [Figure(heading, caption, line_chart(heading, series, x_label=x_label, y_label=y_label))]
+
+
+def _metric(run: RunData, key: str) -> list[Point]:
+    return [Point(record["step"], record[key]) for record in run.records if _is_number(record.get(key))]
+
+
+def _evaluated(run: RunData, decoding: str) -> list[Point]:
+    before, after = run.rows(decoding)
+    points: dict[int, Point] = {}
+    for record in run.records:
+        # Named by the loop as "accuracy greedy".
+        for name, value in record.get("evaluation", {}).items():
+            if name.endswith(f" {decoding}") and _is_number(value):
+                points[record["step"]] = Point(record["step"], value)
+    for step, row in ((0, before), (run.steps, after)):
+        if row is not None and row.value is not None:
+            ends = (row.interval.low, row.interval.high) if row.interval is not None else (None, None)
+            points[step] = Point(step, row.value, *ends)
+    return [points[step] for step in sorted(points)]
+
+
+def _points(rows: Sequence[Row], x: Callable[[Row], float | None], y: Callable[[Row], float | None]) -> Iterator[Point]:
+    for row in rows:
+        across, up = x(row), y(row)
+        if across is not None and up is not None:
+            is_headline = up == row.value and row.interval is not None
+            ends = (row.interval.low, row.interval.high) if is_headline and row.interval else (None, None)
+            yield Point(across, up, *ends)
+
+
+def _temperature(row: Row) -> float | None:
+    """Of a row by its label; None for beam search."""
+    if row.decoding == "greedy":
+        return 0.0
+    return float(row.decoding.removeprefix("T=")) if row.decoding.startswith("T=") else None
+
+
+def _metric_name(runs: Sequence[RunData], decoding: str) -> str:
+    rows = [row for run in runs for row in run.rows(decoding) if row is not None]
+    return rows[0].metric
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def phase_table(runs: Sequence[RunData]) -> list[tuple[str, Mapping[str, str]]]:
+    """Run -> phase -> "12.3 s (45%)", and the total under "all"."""
+    table: list[tuple[str, Mapping[str, str]]] = []
+    for run in runs:
+        total = math.fsum(run.seconds.values())
+        if total:
+            cells = {phase: f"{seconds:,.1f} ({seconds / total:.0%})" for phase, seconds in run.seconds.items()}
+            table.append((run.name, {**cells, "all": f"{total:,.1f}"}))
+    return table

@@ -1,0 +1,229 @@
+"""The page itself: tables, samples and charts put into the templates, written as one file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tutelage import __version__
+from tutelage.errors import UserError
+from tutelage.eval.evaluate import RIGHT_OR_WRONG
+from tutelage.eval.results import Completion, Evaluation, with_interval
+from tutelage.eval.signals import Estimate, TeacherDivergence
+from tutelage.report import figures
+from tutelage.report.charts import SLOTS, swatch
+from tutelage.report.collect import RunData, collect, prompts_of
+from tutelage.report.payload import payload, to_script
+
+_SAMPLES = 12
+_DISTANCES = {"forward_kl": "forward KL", "reverse_kl": "reverse KL"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the summary: what a run came to, and what it came from."""
+
+    text: str
+    before: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The summary table.
+
+    Attributes:
+        header: names of the columns, the first of which names the run.
+        rows: one a run, in the order of the columns.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text of a sample card: who wrote it, and how the task marked it (empty where it does not)."""
+
+    writer: str
+    text: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example with everything that was written for it."""
+
+    prompt_id: int
+    prompt: str
+    answers: Sequence[Answer]
+
+
+def write_report(runs: Sequence[Path], output: Path) -> Path:
+    """Writes the report of one or several runs: one HTML file that needs no network.
+
+    Args:
+        runs: run folders, as `tutelage train` leaves them; unfinished ones too.
+        output: the file; its folder is made.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UserError: a folder that holds no run or damaged files, or an output that cannot be written.
+    """
+    text = render(collect(runs))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot write the report {output}: {error.strerror or error}; give --output a file that can be written"
+        ) from error
+    return output
+
+
+def render(runs: Sequence[RunData]) -> str:
+    """The page of these runs."""
+    loader = PackageLoader("tutelage.report")
+    # Every text is escaped unless it is Markup: prompts and completions may hold anything.
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["printable"] = printable
+    environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])
+    marked = payload(runs)
+    decoding = next((decoding for run in runs for decoding in run.decodings), None)
+    return environment.get_template("report.html").render(
+        title=f"{'Run' if len(runs) == 1 else 'Runs'} {', '.join(run.name for run in runs)}",
+        version=__version__,
+        runs=runs,
+        legend=[(run.name, swatch(slot)) for slot, run in enumerate(runs)],
+        headlines=[headline(run) for run in runs],
+        summary=summary(runs),
+        curves=[*figures.evaluation_figures(runs), *figures.curve_figures(runs)],
+        quality=figures.quality_figures(runs),
+        time=figures.time_figure(runs),
+        phases={phase: slot % SLOTS for phase, slot in figures.phases(runs).items()},
+        phase_table=figures.phase_table(runs),
+        decoding=decoding,
+        samples=samples(runs, decoding) if decoding is not None else [],
+        marked=marked if marked["runs"] else None,
+        marks_json=to_script(marked),
+        marks_figure=figures.marks_figure(runs),
+        configurations=[configuration(run) for run in runs],
+    )
+
+
+def headline(run: RunData) -> str:
+    """The run in one sentence."""
+    done = f"{run.steps:,} steps on {run.tokens:,} tokens"
+    for decoding in run.decodings:
+        before, after = run.rows(decoding)
+        if before is not None and after is not None and before.value is not None and after.value is not None:
+            return (
+                f"{after.metric.capitalize()} ({decoding}) went from {with_interval(before.value, before.interval)} to "
+                f"{with_interval(after.value, after.interval)} in {done}."
+            )
+    return f"{done}; no evaluation before and after training to compare."
+
+
+def summary(runs: Sequence[RunData]) -> Summary:
+    """The runs side by side; columns that no run can fill are left out."""
+    decodings = list(dict.fromkeys(decoding for run in runs for decoding in run.decodings))
+    columns: dict[str, list[Cell]] = {
+        "run": [Cell(run.name) for run in runs],
+        "method": [Cell(run.config.method) for run in runs],
+        "divergence": [Cell(run.divergence or "–") for run in runs],
+        "student data": [Cell(_fraction(run.student_data_fraction)) for run in runs],
+        "seed": [Cell(str(run.config.seed)) for run in runs],
+    }
+    for decoding in decodings:
+        rows = [run.rows(decoding) for run in runs]
+        metric = next(row.metric for pair in rows for row in pair if row is not None)
+        columns[f"{metric} ({decoding})"] = [
+            _change(*(with_interval(row.value, row.interval) if row is not None else "–" for row in pair))
+            for pair in rows
+        ]
+    for key, label in _DISTANCES.items():
+        for writer in _writers(runs):
+            columns[f"{label} ({writer})"] = [
+                _change(*(_distance(evaluation, writer, key) for evaluation in (run.before, run.after))) for run in runs
+            ]
+    columns["steps"] = [Cell(f"{run.steps:,}") for run in runs]
+    columns["tokens"] = [Cell(f"{run.tokens:,}") for run in runs]
+    columns["seconds"] = [Cell(f"{math.fsum(run.seconds.values()):,.1f}") for run in runs]
+    return Summary(list(columns), list(zip(*columns.values(), strict=True)))
+
+
+def samples(runs: Sequence[RunData], decoding: str) -> list[Sample]:
+    """The first examples, as they stand in the split: nothing is picked."""
+    known = prompts_of(runs)
+    cards: dict[int, tuple[str, list[Answer]]] = {}
+    for run in runs:
+        for when, evaluation in (("before", run.before), ("after", run.after)):
+            name = when if len(runs) == 1 else f"{run.name}, {when}"
+            for completion in _first(evaluation, decoding):
+                _, answers = cards.setdefault(completion.prompt_id, (completion.prompt, []))
+                answers.append(Answer(name, completion.text, _mark(completion, evaluation, decoding)))
+    found = []
+    for prompt_id, (prompt, answers) in cards.items():
+        teacher, reference = known.get(prompt_id, (None, None))
+        models = [Answer("reference", reference)] if reference is not None else []
+        models += [Answer("teacher", teacher)] if teacher is not None else []
+        found.append(Sample(prompt_id, prompt, [*models, *answers]))
+    return found
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as their pictures (U+2400 and on); line ends and tabs stay, lone surrogates do not."""
+    pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+    return text.translate(pictures).encode("utf-8", "replace").decode("utf-8")
+
+
+def configuration(run: RunData) -> str:
+    """The run's config.yaml, as it stands in its folder."""
+    return (run.folder / "config.yaml").read_text(encoding="utf-8")
+
+
+def _change(before: str, after: str) -> Cell:
+    return Cell(after, before if before != "–" else "")
+
+
+def _fraction(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _writers(runs: Sequence[RunData]) -> list[str]:
+    """Whose sequences the distance from the teacher is shown on: the student's own at temperature 1, or the nearest to it."""
+    evaluations = [evaluation for run in runs for evaluation in (run.before, run.after) if evaluation is not None]
+    labels = dict.fromkeys(label for evaluation in evaluations for label in evaluation.divergence)
+    return ["T=1"] if "T=1" in labels else list(labels)[-1:]
+
+
+def _distance(evaluation: Evaluation | None, writer: str, key: str) -> str:
+    measured: TeacherDivergence | None = evaluation.divergence.get(writer) if evaluation is not None else None
+    if measured is None:
+        return "–"
+    estimates: dict[str, Estimate] = {"forward_kl": measured.forward_kl, "reverse_kl": measured.reverse_kl}
+    return with_interval(estimates[key].value, estimates[key].interval, digits=3)
+
+
+def _first(evaluation: Evaluation | None, decoding: str) -> list[Completion]:
+    if evaluation is None:
+        return []
+    chosen = [each for each in evaluation.completions if each.decoding == decoding and each.sample == 0]
+    return chosen[:_SAMPLES]
+
+
+def _mark(completion: Completion, evaluation: Evaluation | None, decoding: str) -> str:
+    if completion.mark is None or evaluation is None:
+        return ""
+    if evaluation.row(decoding).metric in RIGHT_OR_WRONG:
+        return "right" if completion.mark else "wrong"
+    return f"{completion.mark:.2f}"

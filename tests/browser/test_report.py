@@ -1,0 +1,206 @@
+"""The report in a real Chromium: `make test-browser`. Skipped where none is installed (CHROMIUM names one elsewhere)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.browser.chromium import Browser, find
+from tests.report.conftest import HOSTILE, sequence, token, write_run
+from tutelage.eval import marks
+from tutelage.report import write_report
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(find() is None, reason="no Chromium; install one, or name it in CHROMIUM"),
+]
+LONG = 10_000
+FOCUSED = "document.activeElement.getAttribute('aria-label')"
+PANEL = "document.getElementById('panel').innerText"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    executable = find()
+    assert executable is not None
+    with Browser(executable, tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def quiet(browser: Browser) -> Iterator[None]:
+    """No page may log an error or ask for anything over the network."""
+    yield
+    assert browser.problems == []
+    assert browser.requests == []
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of two steps with two sequences of four tokens each."""
+    folder = tmp_path_factory.mktemp("runs")
+    return write_report([write_run(folder / "gkd"), write_run(folder / "kd", seed=6)], folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def long_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One sequence of 10,000 tokens."""
+    folder = tmp_path_factory.mktemp("long")
+    run = write_run(folder / "run")
+    tokens = [token(" word" if i % 20 else "\n", (i % 97) / 100) for i in range(LONG)]
+    marks.save([sequence(tokens)], run, 9)
+    return write_report([run], folder / "report.html")
+
+
+def test_tokens_are_coloured_by_band_and_labelled(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.run("[...document.querySelectorAll('#sequences .token')].map((e) => e.className)") == [
+        "token b0", "token b4", "token b0", "token b3", "token b3", "token b0", "token b4", "token b0",
+    ]  # fmt: skip
+    texts = browser.run("[...document.querySelectorAll('#sequences .token')].slice(0, 4).map((e) => e.textContent)")
+    assert texts == ["five", "·six", "⏎", "</s>"]
+    labels = "[...document.querySelectorAll('#sequences .token')].slice(0, 3).map((e) => e.getAttribute('aria-label'))"
+    assert browser.run(labels) == [
+        "five, 0.01 nats, token 1 of 4",
+        "six, 0.45 nats, token 2 of 4",
+        "line end, 0 nats, token 3 of 4",
+    ]
+    assert browser.run("[...document.querySelectorAll('#scale li')].length") == 6
+
+
+def test_the_keyboard_walks_the_tokens(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.run("document.querySelectorAll('.token[tabindex=\"0\"]').length") == 1
+    browser.run("document.querySelector('.token[tabindex=\"0\"]').focus()")
+    assert browser.run(FOCUSED) == "five, 0.01 nats, token 1 of 4"
+    walk = [
+        ("End", "</s>, 0.15 nats, token 4 of 4"),
+        ("ArrowLeft", "line end, 0 nats, token 3 of 4"),
+        ("Home", "five, 0.01 nats, token 1 of 4"),
+        ("ArrowLeft", "five, 0.01 nats, token 1 of 4"),
+        ("ArrowRight", "six, 0.45 nats, token 2 of 4"),
+        ("n", "six, 0.45 nats, token 3 of 4"),  # the same token of the other sequence
+        ("p", "six, 0.45 nats, token 2 of 4"),
+        ("ArrowDown", "</s>, 0.15 nats, token 4 of 4"),  # a line end comes before it
+        ("ArrowUp", "five, 0.01 nats, token 1 of 4"),
+    ]
+    for key, expected in walk:
+        browser.press(key)
+        assert browser.run(FOCUSED) == expected, key
+    assert browser.run("document.querySelectorAll('.token[tabindex=\"0\"]').length") == 1
+    assert browser.run("document.querySelectorAll('[aria-selected=true]').length") == 1
+
+
+def test_both_models_show_on_focus_hover_and_click(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.point("#sequences .token:nth-child(2)", click=False)
+    panel = browser.run(PANEL)
+    assert "jsd(0.5)\t0.45 nats" in panel
+    assert "forward KL\t0.9 nats" in panel
+    assert "student, 70.0% for this token\n·six\t70.0%" in panel
+    assert "teacher, 5.0% for this token\n·yes\t90.0%" in panel
+    browser.point("#sequences .token:nth-child(1)", click=True)
+    assert browser.run(FOCUSED) == "five, 0.01 nats, token 1 of 4"
+    assert browser.run("document.getElementById(document.activeElement.getAttribute('aria-describedby')).innerText")
+    browser.press("Escape")
+    assert "next token" in browser.run(PANEL)
+
+
+def test_the_worst_tokens_come_first_and_jump(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    worst = browser.run("[...document.querySelectorAll('#worst button')].map((e) => e.getAttribute('aria-label'))")
+    assert worst[:3] == [
+        "six, 0.45 nats, example 7, token 2",
+        "six, 0.45 nats, example 8, token 3",
+        "</s>, 0.15 nats, example 7, token 4",
+    ]
+    browser.point("#worst li:nth-child(2) button", click=True)
+    assert browser.run(FOCUSED) == "six, 0.45 nats, token 3 of 4"
+
+
+def choose(browser: Browser, control: str, value: str) -> None:
+    browser.run(
+        f"(() => {{ const e = document.getElementById('{control}'); e.value = '{value}'; "
+        "e.dispatchEvent(new Event('input', {bubbles: true})) })()"
+    )
+
+
+def test_step_measure_sequence_and_run_are_chosen(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    first = "document.querySelector('#sequences .token').getAttribute('aria-label')"
+    count = "document.querySelectorAll('#sequences .token').length"
+    browser.point("#sequences .token:nth-child(2)", click=True)
+    choose(browser, "step", "0")
+    assert browser.run("document.getElementById('step-value').textContent") == "0"
+    assert browser.run(first) == "five, 0.02 nats, token 1 of 4"
+    # The panel goes on showing the same token at the other step.
+    assert "jsd(0.5)\t0.9 nats" in browser.run(PANEL)
+    choose(browser, "measure", "2")
+    assert browser.run(first) == "five, 0.06 nats, token 1 of 4"
+    choose(browser, "shown", "1")
+    assert (browser.run(count), browser.run(first)) == (4, "</s>, 0.9 nats, token 1 of 4")
+    choose(browser, "shown", "worst")
+    assert browser.run(count) == 8
+    choose(browser, "run", "1")
+    assert browser.run(first) == "five, 0.01 nats, token 1 of 4"
+
+
+def test_the_slider_answers_to_keys(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.run("document.getElementById('step').focus()")
+    browser.press("Home")
+    assert browser.run("document.getElementById('step').getAttribute('aria-valuetext')") == "step 0"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1240])
+def test_nothing_sticks_out_and_texts_have_contrast(browser: Browser, page: Path, width: int, dark: bool) -> None:
+    browser.open(page, width, dark=dark)
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    colours = browser.run(
+        "['.note', '#scale .b5', '#scale .b4', '#scale .b1', '#sequences header', 'nav a'].map((s) => { let e = document.querySelector(s);"
+        "const ink = getComputedStyle(e).color; while (getComputedStyle(e).backgroundColor === 'rgba(0, 0, 0, 0)')"
+        "e = e.parentElement; return [ink, getComputedStyle(e).backgroundColor] })"
+    )
+    for ink, ground in colours:
+        assert contrast(ink, ground) >= 4.5, (ink, ground)
+
+
+def contrast(ink: str, ground: str) -> float:
+    """Contrast of two CSS colours. Source: WCAG 2.2, definition of contrast ratio."""
+    lights = sorted(map(luminance, (ink, ground)))
+    return (lights[1] + 0.05) / (lights[0] + 0.05)
+
+
+def luminance(colour: str) -> float:
+    channels = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return math.fsum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_hostile_texts_run_nothing(browser: Browser, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", prompt=HOSTILE)
+    marks.save([sequence([token(HOSTILE, 0.5)], prompt=HOSTILE)], run, 9)
+    browser.open(write_report([run], tmp_path / "report.html"))
+    shown = "document.querySelector('#sequences .token').textContent"
+    assert browser.run(shown) == "<b>&amp;</b></script><script>alert(1)</script>⏎⇥␇␀·end"
+    assert browser.run("document.scripts.length") == 2
+    assert browser.run("document.querySelector('#sequences .prompt').textContent") == HOSTILE
+
+
+def test_ten_thousand_tokens(browser: Browser, long_page: Path) -> None:
+    browser.open(long_page)
+    assert browser.run("document.querySelectorAll('#sequences .token').length") == LONG
+    assert browser.run("document.querySelectorAll('#worst button').length") == 30
+    browser.run("document.querySelector('.token[tabindex=\"0\"]').focus()")
+    browser.press("End")
+    assert browser.run(FOCUSED) == f"word, 0.08 nats, token {LONG} of {LONG}"
+    box = browser.run(
+        "(() => { const b = document.activeElement.getBoundingClientRect(); return [b.top, b.bottom] })()"
+    )
+    assert 0 <= box[0] < box[1] <= 900
+    browser.press("ArrowUp")
+    assert browser.run(FOCUSED) == f"word, 0.88 nats, token {LONG - 20} of {LONG}"

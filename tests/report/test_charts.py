@@ -1,0 +1,119 @@
+import math
+from xml.etree.ElementTree import Element, fromstring
+
+import pytest
+
+from tutelage.report.charts import Point, Scale, Series, line_chart, running_mean, stacked_bars, ticks
+
+
+def draw(*series: Series) -> Element:
+    return fromstring(line_chart("Loss", series, x_label="step", y_label="nats"))
+
+
+def of_class(svg: Element, name: str) -> list[Element]:
+    return [element for element in svg.iter() if name in element.get("class", "").split()]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 10, [0, 2, 4, 6, 8, 10]),
+        (0, 24, [0, 5, 10, 15, 20, 25]),
+        (0.012, 0.047, [0.01, 0.02, 0.03, 0.04, 0.05]),
+        (-1, 1, [-1, -0.5, 0, 0.5, 1]),
+        (980, 1020, [980, 990, 1000, 1010, 1020]),
+    ],
+)
+def test_ticks_are_round_and_span_the_data(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == expected
+
+
+def test_ticks_need_a_span() -> None:
+    with pytest.raises(ValueError, match="low < high"):
+        ticks(1, 1)
+
+
+def test_a_scale_is_linear() -> None:
+    scale = Scale(10, 20, 100, 0)
+    assert [scale(value) for value in (10, 15, 20)] == [100, 50, 0]
+
+
+def test_points_lie_where_the_axes_say() -> None:
+    svg = draw(Series("a", 0, (Point(0, 0), Point(50, 4), Point(100, 10))))
+    assert svg.get("viewBox") == "0 0 380 230"
+    markers = [(float(m.get("cx", "")), float(m.get("cy", ""))) for m in of_class(svg, "marker")]
+    # The plane spans 60..370 across and 192..12 upwards.
+    assert markers == [(60, 192), (215, 120), (370, 12)]
+    (line,) = of_class(svg, "line")
+    assert line.get("d") == "M60 192L215 120L370 12"
+    labels = {e.text: (e.get("x"), e.get("y")) for e in of_class(svg, "tick")}
+    assert labels["10"] == ("54", "16")
+    assert labels["100"] == ("370", "209")
+
+
+def test_an_axis_starts_at_zero_only_where_little_is_lost() -> None:
+    near = draw(Series("a", 0, (Point(1, 90), Point(2, 100))))
+    far = draw(Series("a", 0, (Point(1, 20), Point(2, 100))))
+    texts = [next(e.text for e in of_class(svg, "end")) for svg in (near, far)]
+    assert texts == ["90", "0"]
+
+
+def test_a_constant_curve_and_a_single_point_are_drawn() -> None:
+    svg = draw(Series("a", 0, (Point(5, 2),)))
+    (marker,) = of_class(svg, "marker")
+    assert marker.get("cy") == "102"
+    assert of_class(svg, "line") == []
+
+
+def test_intervals_of_two_series_stand_beside_each_other() -> None:
+    points = (Point(0, 5, 0, 10), Point(1, 5, 2, 8))
+    svg = draw(Series("a", 0, points), Series("b", 1, points))
+    bars = [(e.get("x1"), e.get("y1"), e.get("y2")) for e in of_class(svg, "interval")]
+    assert bars == [("60", "192", "12"), ("370", "156", "48"), ("63", "192", "12"), ("373", "156", "48")]
+
+
+def test_many_points_are_smoothed_and_few_are_not() -> None:
+    noisy = tuple(Point(i, i % 2) for i in range(90))
+    svg = draw(Series("a", 0, noisy))
+    faint, strong = of_class(svg, "line")
+    assert "faint" in faint.get("class", "")
+    assert faint.get("d") != strong.get("d")
+    assert len(of_class(draw(Series("a", 0, noisy[:59])), "line")) == 1
+
+
+def test_running_mean() -> None:
+    points = [Point(i, y) for i, y in enumerate((0.0, 3.0, 6.0, 3.0))]
+    assert [p.y for p in running_mean(points, 3)] == [1.5, 3.0, 4.0, 4.5]
+    assert running_mean(points, 1) == points
+
+
+def test_words_for_screen_readers_and_hostile_labels() -> None:
+    svg = draw(Series("a<b>&\"'", 2, (Point(0, 0.5), Point(1, 2.25))), Series("old", 3, (Point(0, 1),), hollow=True))
+    assert svg.get("role") == "img"
+    title, description = svg.find("title"), svg.find("desc")
+    assert title is not None
+    assert description is not None
+    assert title.text == "Loss"
+    assert description.text == (
+        "nats. a<b>&\"': first 0.5, last 2.25, lowest 0.5, highest 2.25; "
+        "old before training: first 1, last 1, lowest 1, highest 1."
+    )
+    assert svg.get("aria-label") == f"Loss. {description.text}"
+
+
+@pytest.mark.parametrize("points", [(), (Point(0, math.inf),), (Point(0, math.nan),)])
+def test_nothing_to_draw_is_an_error(points: tuple[Point, ...]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        draw(Series("a", 0, points))
+
+
+def test_bars_are_stacked_to_scale() -> None:
+    chart = stacked_bars(
+        "Time", {"a": {"write": 30.0, "mark": 10.0}, "b": {"mark": 5.0}}, {"write": 0, "mark": 1}, "seconds"
+    )
+    svg = fromstring(chart)
+    parts = [(e.get("class"), float(e.get("x", "")), float(e.get("width", ""))) for e in of_class(svg, "part")]
+    unit = (760 - 20) / 40
+    assert parts == [("part f0", 8, 30 * unit), ("part f1", 8 + 30 * unit, 10 * unit), ("part f1", 8, 5 * unit)]
+    with pytest.raises(ValueError, match="nothing to draw"):
+        stacked_bars("Time", {"a": {}}, {}, "seconds")

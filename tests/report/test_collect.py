@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from tests.report.conftest import write_run
+from tutelage.errors import UserError
+from tutelage.report.collect import collect, names, prompts_of
+
+
+def test_a_run_is_what_its_folder_holds(run: Path) -> None:
+    (found,) = collect([run])
+    assert (found.name, found.config.method, found.divergence, found.student_data_fraction) == (
+        "gkd",
+        "gkd",
+        "jsd(0.5)",
+        1.0,
+    )
+    assert (found.steps, found.tokens, found.config.seed) == (3, 300, 5)
+    assert found.seconds == {"rollout": 6.0, "teacher": 1.5, "update": 4.5}
+    assert found.decodings == ["greedy", "T=1"]
+    before, after = found.rows("T=1")
+    assert before is not None
+    assert after is not None
+    assert (before.value, after.value) == (10.0, 30.25)
+    assert list(found.marks) == [0, 3]
+    assert [token.divergence for token in found.marks[3][0].tokens] == [0.01, 0.45, 0.0, 0.15]
+    assert prompts_of([found]) == {7: ("teacher 5", "reference 5"), 8: ("teacher 5", None)}
+
+
+def test_options_of_the_run_come_before_those_of_its_method(tmp_path: Path) -> None:
+    given = {"method": "imitkd", "divergence": "reverse_kl", "student_data_fraction": 0.25}
+    (found,) = collect([write_run(tmp_path / "a", **given)])
+    assert (found.divergence, found.student_data_fraction) == ("reverse_kl", 0.25)
+
+
+def test_a_run_that_only_began(run: Path) -> None:
+    for path in [*run.rglob("*.jsonl"), *run.rglob("results.json")]:
+        path.unlink()
+    (found,) = collect([run])
+    assert (found.steps, found.tokens, found.seconds, found.decodings, found.marks) == (0, 0, {}, [], {})
+    assert (found.before, found.after) == (None, None)
+
+
+def test_names_are_as_long_as_it_takes() -> None:
+    assert names([Path("/a/x/gkd"), Path("/a/y/gkd")]) == ["x/gkd", "y/gkd"]
+    assert names([Path("/a/gkd"), Path("/a/sft")]) == ["gkd", "sft"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "config.yaml").unlink(), r"holds no run \(no config.yaml\); name the folder"),
+        (lambda run: (run / "metrics.jsonl").write_text("{\n{}\n"), r"metrics.jsonl, line 1: not valid JSON"),
+        (lambda run: (run / "evaluation/after/results.json").write_text("{"), "evaluation/after is damaged"),
+        (lambda run: (run / "evaluation/after/results.json").write_text("{}"), "evaluation/after is damaged"),
+        (lambda run: (run / "marks/step-00000003.jsonl").write_text("{}"), r"step-00000003.jsonl, line 1"),
+    ],
+)
+def test_damage_is_named(run: Path, damage, message: str) -> None:
+    damage(run)
+    with pytest.raises(UserError, match=message):
+        collect([run])
+
+
+def test_folders_must_be_runs_and_named_once(run: Path) -> None:
+    with pytest.raises(UserError, match="at least one folder"):
+        collect([])
+    with pytest.raises(UserError, match="given twice"):
+        collect([run, run / ".." / run.name])
+    with pytest.raises(UserError, match="is no folder"):
+        collect([run / "elsewhere"])
+
+
+def test_a_method_of_a_later_version_is_shown_as_it_stands(run: Path) -> None:
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("method: gkd", "method: of_tomorrow"))
+    (found,) = collect([run])
+    assert (found.config.method, found.divergence, found.student_data_fraction) == ("of_tomorrow", None, None)

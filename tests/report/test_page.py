@@ -1,0 +1,147 @@
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.report.conftest import HOSTILE, write_run
+from tutelage.errors import UserError
+from tutelage.report import write_report
+from tutelage.report.collect import collect
+from tutelage.report.page import Answer, headline, printable, render, samples, summary
+
+
+class Tags(HTMLParser):
+    """Tags with their attributes, and the text between them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+def table(*folders: Path) -> list[dict[str, tuple[str, str]]]:
+    found = summary(collect(folders))
+    return [dict(zip(found.header, ((c.text, c.before) for c in row), strict=True)) for row in found.rows]
+
+
+def test_every_number_of_the_summary_comes_from_the_folder(tmp_path: Path) -> None:
+    first, second = table(
+        write_run(tmp_path / "a"), write_run(tmp_path / "b", steps=5, method="sft", teacher=None, seed=6)
+    )
+    assert first == {
+        "run": ("a", ""),
+        "method": ("gkd", ""),
+        "divergence": ("jsd(0.5)", ""),
+        "student data": ("100%", ""),
+        "seed": ("5", ""),
+        "accuracy (greedy)": ("60.5 [59.5, 61.5]", "20.0 [19.0, 21.0]"),
+        "accuracy (T=1)": ("30.2 [29.2, 31.2]", "10.0 [9.0, 11.0]"),
+        "forward KL (T=1)": ("0.500 [0.250, 0.750]", "0.750 [0.500, 1.000]"),
+        "reverse KL (T=1)": ("1.000", "1.500"),
+        "steps": ("3", ""),
+        "tokens": ("300", ""),
+        "seconds": ("12.0", ""),
+    }
+    changed = {key: value for key, value in second.items() if value != first[key]}
+    assert changed == {
+        "run": ("b", ""),
+        "method": ("sft", ""),
+        "divergence": ("–", ""),
+        "student data": ("0%", ""),
+        "seed": ("6", ""),
+        "steps": ("5", ""),
+        "tokens": ("500", ""),
+        "seconds": ("20.0", ""),
+    }
+
+
+def test_what_a_run_lacks_is_a_dash_or_no_column(tmp_path: Path, run: Path) -> None:
+    bare = write_run(tmp_path / "bare")
+    for path in bare.rglob("results.json"):
+        path.unlink()
+    (only,) = table(bare)
+    assert not [name for name in only if "accuracy" in name or "KL" in name]
+    _, beside = table(run, bare)
+    assert beside["accuracy (greedy)"] == ("–", "")
+    assert "no evaluation" in headline(collect([bare])[0])
+
+
+def test_headline(run: Path) -> None:
+    expected = "Accuracy (greedy) went from 20.0 [19.0, 21.0] to 60.5 [59.5, 61.5] in 3 steps on 300 tokens."
+    assert headline(collect([run])[0]) == expected
+
+
+def test_samples_beside_reference_and_teacher(run: Path) -> None:
+    (sample,) = samples(collect([run]), "greedy")
+    assert (sample.prompt_id, sample.prompt) == (7, "2 + 3 =")
+    assert sample.answers == [
+        Answer("reference", "reference 5"),
+        Answer("teacher", "teacher 5"),
+        Answer("before", "greedy says 20.0", "wrong"),
+        Answer("after", "greedy says 60.5", "right"),
+    ]
+
+
+def test_the_page_is_one_file_without_network(run: Path) -> None:
+    page = render(collect([run]))
+    tags = Tags(page)
+    assert tags.count("script") == 2
+    for name, attributes in tags.tags:
+        for key in ("src", "href"):
+            assert (attributes.get(key) or "#").startswith(("#", "data:")), (name, attributes)
+    assert "default-src 'none'" in page
+    assert not re.search(r"@import|url\(", page)
+    ids = [attributes["id"] for _, attributes in tags.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {attributes["href"] for name, attributes in tags.tags if name == "a"} <= {f"#{each}" for each in ids}
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+    calm, hostile = (
+        Tags(render(collect([write_run(tmp_path / f"{i}" / "run", prompt=prompt)])))
+        for i, prompt in enumerate(("2 + 3 =", HOSTILE))
+    )
+    assert [name for name, _ in hostile.tags] == [name for name, _ in calm.tags]
+    assert "<b>&amp;</b></script><script>alert(1)</script>\n\t␇␀ end" in hostile.text
+    assert "\x00" not in hostile.text
+
+
+def test_many_runs_are_rows_and_few_are_columns(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / f"run-{i}") for i in range(5)]
+    first_header = re.compile(r'<table class="summary">.*?<thead>(.*?)</thead>', re.DOTALL)
+    for runs, expected in ((folders[:2], ["run-0", "run-1"]), (folders, ["method", "divergence"])):
+        match = first_header.search(render(collect(runs)))
+        assert match is not None
+        assert re.findall(r"<th[^>]*>(.*?)</th>", match[1])[1:3] == expected
+
+
+def test_a_run_that_only_began_has_a_page(run: Path) -> None:
+    for path in [*run.rglob("*.jsonl"), *run.rglob("results.json")]:
+        path.unlink()
+    tags = Tags(render(collect([run])))
+    assert (tags.count("script"), tags.count("svg"), tags.count("article")) == (0, 0, 0)
+    assert "0 steps on 0 tokens; no evaluation before and after training to compare." in tags.text
+
+
+def test_the_file_is_written_and_its_folder_made(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "report.html"
+    assert write_report([run], output) == output
+    assert output.read_text(encoding="utf-8") == render(collect([run]))
+    with pytest.raises(UserError, match=r"cannot write the report .*give --output a file"):
+        write_report([run], tmp_path)
+
+
+def test_printable() -> None:
+    assert printable("a\tb\nc\r\x1b[0m\x7f") == "a\tb\nc␍␛[0m␡"
+    assert printable("\ud800") == "?"
