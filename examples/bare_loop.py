@@ -21,11 +21,9 @@ def write(student: LanguageModel, prompts: list[str]) -> tuple[dict[str, Tensor]
     batch = student.tokenizer(prompts, padding=True, return_tensors="pt").to(student.device)
     # The student's own distribution, the one that the loss compares, whatever its generation configuration prefers.
     sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "repetition_penalty": 1.0}
-    limits = {"max_new_tokens": NEW_TOKENS, "pad_token_id": student.pad_id}
-    sequences = student.module.generate(**batch, **sampling, **limits)
-    is_end = torch.isin(
-        sequences[:, batch.input_ids.shape[1] :], torch.tensor(sorted(student.eos_ids), device=student.device)
-    )
+    sequences = student.module.generate(**batch, **sampling, max_new_tokens=NEW_TOKENS, pad_token_id=student.pad_id)
+    ends = torch.tensor(sorted(student.eos_ids), device=student.device)
+    is_end = torch.isin(sequences[:, batch.input_ids.shape[1] :], ends)
     written = is_end.cumsum(1) - is_end.long() == 0  # up to and with the first end of sequence
     mask = torch.cat([batch.attention_mask, written], dim=1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # padding on the left must not shift them
@@ -53,7 +51,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
         optimiser.step()
         optimiser.zero_grad()
         values.append(value.item())
-        print(f"step {step + 1:3}  reverse KL {value.item():.4f} nats a token")
+        print(f"step {step + 1:3}  reverse KL {values[-1]:.4f} nats a token")
     return values
 
 

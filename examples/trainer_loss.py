@@ -28,11 +28,8 @@ class DistillationTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> Any:
         labels = inputs.pop("labels")
         kept = labels[:, 1:] != -100  # the state at a token predicts the next one
-        inputs |= {
-            "output_hidden_states": True,
-            "logits_to_keep": 1,
-            "use_cache": False,
-        }  # logits of one position, not all
+        # logits_to_keep=1: the models' own heads run on one position, not on all.
+        inputs |= {"output_hidden_states": True, "logits_to_keep": 1, "use_cache": False}
         hidden = model(**inputs).hidden_states[-1][:, :-1][kept]
         with torch.no_grad():
             teacher_hidden = self.teacher.module(**inputs).hidden_states[-1][:, :-1][kept]
@@ -45,16 +42,15 @@ class DistillationTrainer(Trainer):
 def main(arguments: list[str] | None = None) -> list[float]:
     options, teacher, student = start(__doc__, arguments)
     student.tokenizer.padding_side = "right"
-    answer = student.tokenizer(" The answer is 12.").input_ids
-    prompts = student.tokenizer(list(QUESTIONS)).input_ids
+    prompts, answer = student.tokenizer(list(QUESTIONS)).input_ids, student.tokenizer(" The answer is 12.").input_ids
     rows = [{"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer} for prompt in prompts]
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
             folder, max_steps=options.steps, per_device_train_batch_size=4, gradient_accumulation_steps=2, logging_steps=1,
             learning_rate=options.learning_rate, save_strategy="no", report_to=[], remove_unused_columns=False,
         )  # fmt: skip
-        collator = DataCollatorForSeq2Seq(student.tokenizer)
-        trainer = DistillationTrainer(teacher, student, args=settings, train_dataset=rows, data_collator=collator)
+        data = {"train_dataset": rows, "data_collator": DataCollatorForSeq2Seq(student.tokenizer)}
+        trainer = DistillationTrainer(teacher, student, args=settings, **data)
         trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

@@ -113,3 +113,14 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_recipes_resolve(recipe: Path) -> None:
     assert methods.resolve(config_io.build(config_io.load_yaml(recipe)))
+
+
+def test_a_signal_must_support_the_divergence() -> None:
+    assert objective(teacher_signal="topk(8)", divergence="jsd(0.5)").divergence is not None
+    with pytest.raises(UserError, match=r"jsd\(0\.5\)"):
+        objective(teacher_signal="sampled", divergence="jsd(0.5)")
+
+
+def test_the_likelihood_of_teacher_sequences_needs_no_signal() -> None:
+    with pytest.raises(UserError, match=r"teacher_signal=topk\(8\) has no effect: method=seqkd"):
+        objective(method="seqkd", teacher_signal="topk(8)")

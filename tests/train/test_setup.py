@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import PAD, build_model, build_prompts, fixed_rollouts
+from tests.conftest import PAD, build_model, build_prompts, fixed_rollouts, tokenizer
+from tutelage.data.batching import micro_batches, token_weights
 from tutelage.errors import UserError
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
@@ -18,6 +19,7 @@ from tutelage.rollout.base import Sampling
 from tutelage.tasks import load_task
 from tutelage.tasks.base import Generation
 from tutelage.tasks.encode import Encoding
+from tutelage.teacher.local import LocalTeacher
 from tutelage.train import checkpoint, setup
 from tutelage.train.config import Config
 from tutelage.train.setup import (
@@ -31,6 +33,7 @@ from tutelage.train.setup import (
     prepare_output,
     sampling_of,
 )
+from tutelage.types import SampledToken
 
 MakeConfig = Callable[..., Config]
 PROMPTS = build_prompts()
@@ -317,3 +320,55 @@ def test_the_folder_names_what_it_holds(make_config: MakeConfig) -> None:
     prepare_output(config, PROMPTS)
     assert sorted(p.name for p in config.output.iterdir()) == ["config.yaml", "data.json", "run.json"]
     assert not holds_run(config.output)
+
+
+def first_loss(config: Config) -> float:
+    """The loss of the run's first micro-batch, under its own signal."""
+    parts, _ = prepare(config)
+    assert parts.engine is not None
+    assert parts.teacher is not None
+    parts.engine.publish(version=0)
+    rollouts = parts.source.next(0)
+    weights = token_weights(rollouts, config.loss.normalisation)
+    (micro,) = micro_batches(rollouts, weights, parts.student.model, config.train.micro_batch_tokens)
+    return parts.student(micro, parts.teacher.score(micro)).loss.item()
+
+
+def test_a_top_k_signal_of_the_whole_vocabulary_gives_the_exact_loss_and_fewer_tokens_a_lower_one(
+    make_config: MakeConfig,
+) -> None:
+    common: dict[str, Any] = {"divergence": "jsd(0.3)", "loss.temperature": 1.5, "overwrite": True}
+    exact = first_loss(make_config(**common))
+    vocab = len(tokenizer())
+    whole = first_loss(make_config(**common, teacher_signal=f"topk({vocab})"))
+    few = first_loss(make_config(**common, teacher_signal="topk(3)"))
+    assert whole == pytest.approx(exact, rel=1e-5)
+    assert 0 < few < 0.99 * exact
+
+
+def test_a_sampled_signal_gives_the_gradient_of_k2(make_config: MakeConfig) -> None:
+    config = make_config(divergence="reverse_kl", teacher_signal="sampled")
+    parts, _ = prepare(config)
+    assert isinstance(parts.teacher, LocalTeacher)
+    rollouts = parts.source.next(0)
+    (micro,) = micro_batches(rollouts, token_weights(rollouts, "sequence"), parts.student.model, 8192)
+    signal = parts.teacher.score(micro)
+    assert isinstance(signal, SampledToken)
+    student = parts.student.model
+    logp = student.head.logits(student.hidden(micro)).log_softmax(-1).gather(1, micro.targets_N[:, None])[:, 0]
+    wanted = (0.5 * (logp - signal.logp_N).square() * micro.weights_N).sum()
+    assert parts.student(micro, signal).loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen"),
+    [
+        ({"student_data_fraction": 0.5}, "student_data_fraction=0.5: a sampled signal"),
+        ({"rollout.temperature": 0.7}, "rollout.temperature=0.7 and loss.temperature=1.0: a sampled signal"),
+        ({"rollout.top_p": 0.9}, "rollout.top_p=0.9, rollout.top_k=0: a sampled signal"),
+        ({"teacher_signal": "topk(5000)"}, r"teacher_signal=topk\(5000\), but the vocabulary has"),
+    ],
+)
+def test_signals_that_do_not_fit_the_run(make_config: MakeConfig, changes: dict[str, Any], seen: str) -> None:
+    with pytest.raises(UserError, match=seen):
+        prepare(make_config(**{"divergence": "reverse_kl", "teacher_signal": "sampled", **changes}))

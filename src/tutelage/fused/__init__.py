@@ -285,11 +285,12 @@ def divergence_loss(
     weights: Tensor,
     temperature: float = 1.0,
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    implementation: Implementation = "auto",
 ) -> tuple[Tensor, TokenStats]:
     """The divergence from whatever signal the teacher gave, with statistics.
 
     Args:
-        student_hidden, student_head, divergence, weights, budget_bytes: as in `linear_divergence`.
+        student_hidden, student_head, divergence, weights, budget_bytes, implementation: as in `linear_divergence`.
         signal: its type decides which loss this is: `linear_divergence`, `linear_topk` or `linear_sampled`.
         targets: the completion tokens [N]; only `SampledToken` needs them.
         temperature: divides both models' logits; a `TopK` or `SampledToken` must have been taken at this one.
@@ -306,9 +307,18 @@ def divergence_loss(
     match signal:
         case HiddenStates():
             return linear_divergence(
-                *student, signal.hidden_NH, signal.head, *rest, temperature, budget_bytes, return_stats=True
+                *student,
+                signal.hidden_NH,
+                signal.head,
+                *rest,
+                temperature,
+                budget_bytes,
+                return_stats=True,
+                implementation=implementation,
             )
         case TopK():
-            return linear_topk(*student, signal, *rest, budget_bytes, return_stats=True)
+            return linear_topk(*student, signal, *rest, budget_bytes, return_stats=True, implementation=implementation)
         case SampledToken():
-            return linear_sampled(*student, signal, targets, *rest, budget_bytes, return_stats=True)
+            return linear_sampled(
+                *student, signal, targets, *rest, budget_bytes, return_stats=True, implementation=implementation
+            )

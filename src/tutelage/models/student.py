@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tutelage import estimators
 from tutelage.divergences import Divergence
-from tutelage.fused import DEFAULT_BUDGET_BYTES, TokenStats, divergence_loss, linear_nll
+from tutelage.fused import DEFAULT_BUDGET_BYTES, Implementation, TokenStats, divergence_loss, linear_nll
 from tutelage.models.language_model import LanguageModel
 from tutelage.types import MicroBatch, SampledToken, Signal
 
@@ -37,6 +37,7 @@ class Student(nn.Module):
         divergence: None for the negative log-likelihood of the tokens.
         temperature: divides both models' logits in the divergence.
         budget_bytes: of the vocabulary-wide buffers.
+        implementation: of the loss: see `tutelage.fused.linear_divergence`.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Student(nn.Module):
         divergence: Divergence | None,
         temperature: float = 1.0,
         budget_bytes: int = DEFAULT_BUDGET_BYTES,
+        implementation: Implementation = "auto",
     ) -> None:
         super().__init__()
         self.module = model.module
@@ -52,6 +54,7 @@ class Student(nn.Module):
         self.divergence = divergence
         self.temperature = temperature
         self.budget_bytes = budget_bytes
+        self.implementation = implementation
 
     def forward(self, micro: MicroBatch, signal: Signal | None) -> StudentOutput:
         """The weighted divergence from the teacher's signal, or the weighted negative log-likelihood without one.
@@ -68,6 +71,7 @@ class Student(nn.Module):
                 micro.weights_N,
                 budget_bytes=self.budget_bytes,
                 return_stats=True,
+                implementation=self.implementation,
             )
             return StudentOutput(loss, stats)
         assert signal is not None, "a divergence needs the teacher's signal"
@@ -82,5 +86,6 @@ class Student(nn.Module):
             micro.weights_N,
             temperature=self.temperature,
             budget_bytes=self.budget_bytes,
+            implementation=self.implementation,
         )
         return StudentOutput(loss, stats)

@@ -13,8 +13,10 @@ from pydantic import Field, model_validator
 
 from tutelage import divergences
 from tutelage.errors import UserError
+from tutelage.fused import Implementation
 from tutelage.models.options import ModelConfig, StudentConfig
 from tutelage.section import Section
+from tutelage.teacher.base import parse_signal
 
 
 class TaskConfig(Section):
@@ -59,7 +61,9 @@ class LossConfig(Section):
     normalisation: Literal["sequence", "token"] = "sequence"
     """sequence: mean over each sequence's tokens, then over sequences (the paper's Eq. 2); token: one mean over all tokens."""
     budget_mb: int = Field(256, ge=1)
-    """Memory for the vocabulary-wide buffers of the loss."""
+    """Memory for the vocabulary-wide buffers of the loss; a GPU is quicker with 1024 or more."""
+    implementation: Implementation = "auto"
+    """auto: Triton's kernels on CUDA where the loss has one, else chunked; chunked, triton or reference force one."""
 
 
 class TrainConfig(Section):
@@ -140,6 +144,9 @@ class Recipe(Section):
     """sft, seqkd, supervised_kd, on_policy_kd, imitkd, f_distill or gkd."""
     divergence: str | None = None
     """forward_kl, reverse_kl, jsd(0.5), jsd(0.5, rescale), total_variation, skew_forward_kl(0.1), ...; None: the method's."""
+    teacher_signal: str = "hidden"
+    """What the teacher answers with: hidden (exact), topk(64) (its likeliest tokens and one bucket for the rest), or sampled
+    (the probability of each token the student drew; reverse_kl and forward_kl only)."""
     student_data_fraction: float | None = Field(None, ge=0, le=1)
     """Share of steps trained on the student's own sequences (lambda); None: the method's."""
     fraction_unit: Literal["step", "sequence"] = "step"
@@ -169,6 +176,7 @@ class Config(Recipe):
     def _check(self) -> Config:
         if self.divergence is not None:
             divergences.parse(self.divergence)
+        parse_signal(self.teacher_signal)
         if self.train.warmup_steps >= self.train.steps:
             raise UserError(
                 f"train.warmup_steps is {self.train.warmup_steps}, but the run has only train.steps={self.train.steps}; "

@@ -12,6 +12,7 @@ from tutelage import divergences
 from tutelage.divergences import Divergence
 from tutelage.errors import UserError, nearest
 from tutelage.section import Section
+from tutelage.teacher.base import parse_signal
 from tutelage.train.config import Config
 
 
@@ -94,6 +95,8 @@ def resolve(config: Config) -> Objective:
     )
     if objective.needs_teacher and config.teacher is None:
         raise UserError(f"method={config.method} needs a teacher: set --teacher to a folder or a hub name")
+    if objective.divergence is not None:
+        parse_signal(config.teacher_signal).check(objective.divergence)
     _refuse_idle_options(config, objective)
     return objective
 
@@ -110,7 +113,7 @@ def _refuse_idle_options(config: Config, objective: Objective) -> None:
     idle: tuple[tuple[bool, tuple[str, ...], str], ...] = (
         (
             objective.divergence is None,
-            ("loss.temperature",),
+            ("loss.temperature", "teacher_signal"),
             f"method={config.method} trains on the negative log-likelihood; drop it, or use method=supervised_kd or gkd",
         ),
         (

@@ -14,6 +14,7 @@ import torch
 
 from tutelage.data.prompts import Draw, PromptStream
 from tutelage.errors import MissingSplitError, UserError
+from tutelage.estimators import check_on_policy
 from tutelage.models import load, vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.student import Student
@@ -23,6 +24,7 @@ from tutelage.rollout.native import NativeEngine
 from tutelage.sources import DatasetSource, EngineSource, FirstDraw, Mixture, Source
 from tutelage.tasks import Task, load_task
 from tutelage.tasks.encode import Encoding, GeneratedSplit, encode_split, fingerprint
+from tutelage.teacher.base import parse_signal
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import config_io
 from tutelage.train.checkpoint import Checkpoints, check_identity, require_space
@@ -80,6 +82,7 @@ def prepare(
     if teacher is not None:
         check_pair(student, teacher)
         teacher.module.eval()  # a live one may come in training mode, and would mark with dropout
+        check_signal(config, objective, student, task)
     join_ends(student, teacher, encoding_of(config, student, task))
     stream = training_stream(config, objective, [student, *([teacher] if teacher is not None else [])], task)
     check_data(config, stream.prompts)
@@ -184,10 +187,15 @@ def connect(
         fixed = FirstDraw(EngineSource(writer, greedy, config.seed, "teacher"), log)
     engine = NativeEngine(student, config.rollout.batch_rows) if objective.student_data_fraction > 0 else None
     on_policy = EngineSource(engine, sampling, config.seed, "student") if engine is not None else None
-    module = Student(student, objective.divergence, config.loss.temperature, config.loss.budget_mb * 2**20)
+    budget_bytes = config.loss.budget_mb * 2**20
+    marks = (config.loss.temperature, budget_bytes, config.loss.implementation)
+    module = Student(student, objective.divergence, *marks)
+    scorer = None
+    if teacher is not None and objective.divergence is not None:
+        scorer = LocalTeacher(teacher, config.teacher_signal, config.loss.temperature, budget_bytes)
     return Parts(
         student=module,
-        teacher=LocalTeacher(teacher) if teacher is not None and objective.divergence is not None else None,
+        teacher=scorer,
         engine=engine,
         source=Mixture(
             stream,
@@ -204,6 +212,18 @@ def connect(
         log=log,
         output=config.output,
     )
+
+
+def check_signal(config: Config, objective: Objective, student: LanguageModel, task: Task) -> None:
+    """Raises UserError where the teacher's signal does not fit what the student writes, or its vocabulary."""
+    signal, sampling = parse_signal(config.teacher_signal), sampling_of(config, task)
+    if signal.name == "sampled":
+        drawn = (sampling.temperature, sampling.top_p, sampling.top_k)
+        check_on_policy(objective.student_data_fraction, *drawn, config.loss.temperature)
+    if signal.k is not None and signal.k > student.vocab_size:
+        raise UserError(
+            f"teacher_signal={signal}, but the vocabulary has {student.vocab_size} tokens; lower k, or use teacher_signal=hidden"
+        )
 
 
 def sampling_of(config: Config, task: Task) -> Sampling:
