@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup check test quickstart benchmark-step assets
+.PHONY: help setup check test test-browser quickstart benchmark-step assets
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -28,6 +28,9 @@ check: setup  ## linter, formatter, types, direction of imports
 
 test: check  ## check, then all tests
 	$(BIN)/python -m pytest -n 2
+
+test-browser: setup  ## the report in a real Chromium (apt install chromium, or CHROMIUM=path)
+	$(BIN)/python -m pytest -m browser tests/browser
 
 quickstart: setup  ## distil the carried teacher: supervised KD and on-policy GKD side by side
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/tutelage quickstart

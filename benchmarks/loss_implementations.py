@@ -100,12 +100,18 @@ def _trl_distillation(problem: Problem, loss: str) -> Run:
 
 
 def _liger_chunked(compiled: bool) -> Callable[[Problem, str], Run]:
+    compiled_for: Any = None
+
     def prepare(problem: Problem, loss: str) -> Run:
+        nonlocal compiled_for
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss  # type: ignore[import-not-found]
 
-        # Each pass compiles a new closure over the same code. Left in the cache, an earlier problem's graph would make
-        # this one's shapes dynamic, and after eight of them Dynamo would run uncompiled.
-        torch.compiler.reset()
+        # Left in the cache, an earlier problem's graph would make this one's shapes dynamic, and after eight of them
+        # Dynamo would run uncompiled.
+        case = (problem.hidden.dtype, problem.hidden.shape, problem.teacher_weight.shape, loss)
+        if compiled_for != case:
+            torch.compiler.reset()
+            compiled_for = case
         labels = torch.zeros(problem.tokens, dtype=torch.long, device=problem.hidden.device)  # no token is ignored
         function = LigerFusedLinearJSDLoss(
             weight_hard_loss=0.0, weight_soft_loss=1.0, beta=_beta(loss), compiled=compiled

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -21,17 +22,17 @@ def show(record: dict[str, Any], console: Console) -> None:
 def _table(size: tuple[Any, ...], cases: list[dict[str, Any]]) -> Table:
     tokens, student, teacher, vocabulary, dtype = size
     table = Table(
+        box=SIMPLE,
         title=f"{tokens:,} tokens, hidden {student}/{teacher}, vocabulary {vocabulary:,}, {dtype}",
         caption=f"the head's gradient takes {cases[0]['head_gradient_mb']:,.0f} MB",
     )
-    for heading in ("", ""):
-        table.add_column(heading)
+    table.add_column("", no_wrap=True)
     for heading in ("s", "quartiles", "/ ours", "/ floor", "MB"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for case in cases:
-        table.add_section()
-        for position, name in enumerate(case["implementations"]):
-            table.add_row(case["loss"] if position == 0 else "", name, *_cells(name, case["implementations"]))
+        table.add_row(f"[bold]{case['loss']}")
+        for name in case["implementations"]:
+            table.add_row(f"  {name}", *_cells(name, case["implementations"]))
     return table
 
 
@@ -43,7 +44,7 @@ def _cells(name: str, rows: dict[str, Any]) -> tuple[str, ...]:
     seconds = row["seconds"]
     return (
         f"{seconds['median']:#.3g}",
-        f"{seconds['quartile_1']:#.3g}-{seconds['quartile_3']:#.3g}",
+        f"{seconds['quartile_1']:.2g}-{seconds['quartile_3']:.2g}",
         f"{seconds['median'] / ours['median']:.2f}" if ours else "",
         f"{row['ratio_to_floor']:.2f}" if "ratio_to_floor" in row else "",
         f"{row['peak_mb']:,.0f}" if "peak_mb" in row else "",

@@ -206,3 +206,8 @@ def test_quickstart_options_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_values_of_mappings(text: str, value: object) -> None:
     config = cli.train_config(["--student", "s", "--teacher", "t", "--task.options.key", text])
     assert config.task.options == {"key": value}
+
+
+def test_report_draws_the_runs_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(tmp_path / "none")]) == 2
+    assert "is no folder; name the folder a run was written to" in capsys.readouterr().err

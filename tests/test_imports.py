@@ -29,6 +29,7 @@ ROOMS = [
     "tasks",
     "train",
     "eval",
+    "report",
     "run",
     "quickstart",
     "api",

@@ -18,6 +18,7 @@ import tutelage
 from tests.conftest import build_model, build_module, tokenizer
 from tutelage import run
 from tutelage.errors import MissingSplitError, UserError
+from tutelage.eval import marks
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
 from tutelage.tasks.base import Example, Generation, Scores
@@ -244,3 +245,21 @@ def test_the_run_records_its_configuration(make_config: Callable[..., Config]) -
     run.run(config, student=live(), teacher=live(seed=1), task=Sums())
     assert config_io.build(config_io.load_yaml(config.output / "config.yaml")) == config
     assert json.loads((config.output / "run.json").read_text())["divergence"] == "reverse_kl"
+
+
+def test_a_run_ends_with_marks_and_a_report(make_config: Callable[..., Config]) -> None:
+    config = make_config(**{"eval.marks": 2, "eval.every": 1, "eval.final": "validation"})
+    run.run(config, student=live(), teacher=live(seed=1), task=Sums())
+    marked = marks.read_all(config.output)
+    assert list(marked) == list(range(config.train.steps + 1))
+    assert {len(sequences) for sequences in marked.values()} == {2}
+    page = (config.output / "report.html").read_text(encoding="utf-8")
+    assert "0 + 1 =" in page  # the second prompt stands on the marked page
+    assert "://" not in page.replace("http://www.w3.org", "")  # names of formats are all the addresses in it
+
+
+def test_marks_and_report_can_be_left_out(make_config: Callable[..., Config]) -> None:
+    config = make_config(**{"eval.marks": 0, "eval.final": "validation", "log.report": False})
+    run.run(config, student=live(), teacher=live(seed=1), task=Sums())
+    assert not (config.output / "marks").exists()
+    assert not (config.output / "report.html").exists()

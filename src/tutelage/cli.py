@@ -1,4 +1,4 @@
-"""The command line: `tutelage quickstart | train | eval`.
+"""The command line: `tutelage quickstart | train | eval | report`.
 
 Exit status: 0; 2 for wrong input, with the reason and no traceback; 130 after Ctrl-C and 143 after SIGTERM, which a
 training run obeys once it has written its checkpoint.
@@ -116,6 +116,24 @@ def _eval(argv: Sequence[str]) -> None:
     run(config_io.validate(EvalRequest, {**options, **positional}))
 
 
+def _report(argv: Sequence[str]) -> None:
+    import tyro
+
+    def options(runs: list[Path], /, output: Path = Path("report.html")) -> tuple[list[Path], Path]:
+        """Draw runs side by side as one HTML file that needs no network.
+
+        Args:
+            runs: Folders of training runs.
+            output: The file to write.
+        """
+        return runs, output
+
+    runs, output = tyro.cli(options, args=list(argv), prog="tutelage report")
+    from tutelage.report import write_report
+
+    Console(soft_wrap=True).print(f"report: {write_report(runs, output)}", markup=False, highlight=False)
+
+
 def _hide_loading_bars() -> None:
     """Bars of transformers for every shard it reads would stand between the program's own lines."""
     from transformers.utils import logging
@@ -141,7 +159,12 @@ def _quickstart(argv: Sequence[str]) -> None:
     quickstart.main(output=output, seed=seed)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"quickstart": _quickstart, "train": _train, "eval": _eval}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "quickstart": _quickstart,
+    "train": _train,
+    "eval": _eval,
+    "report": _report,
+}
 
 
 def _usage() -> str:
@@ -150,6 +173,7 @@ def _usage() -> str:
   tutelage [bold]quickstart[/]            distil the small teacher the package carries, in minutes on a CPU
   tutelage [bold]train[/] \\[RECIPE.yaml]   train a student; every key of the recipe is an option
   tutelage [bold]eval[/] MODEL            evaluate a Hugging Face model on a task
+  tutelage [bold]report[/] RUN...         draw runs side by side as one HTML file
   tutelage --version
 
 Options of a command: tutelage COMMAND --help"""

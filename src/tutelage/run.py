@@ -17,10 +17,12 @@ from rich.text import Text
 from safetensors import SafetensorError
 
 from tutelage.errors import UserError
+from tutelage.eval import marks
 from tutelage.eval.evaluate import evaluate
 from tutelage.eval.results import Evaluation, read, save
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
+from tutelage.report import write_report
 from tutelage.tasks.base import Task
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import loop, metrics
@@ -90,6 +92,9 @@ def run(
     records = metrics.read_metrics(config.output / "metrics.jsonl")
     if records:
         console.print(metrics.closing_table(_summary(records, history, before, after, folder)))
+    if config.log.report:
+        report = write_report([config.output], config.output / "report.html")
+        console.print(f"report: {report}", soft_wrap=True, markup=False, highlight=False)
     return RunResult(parts.student.model, folder, history.records, before, after)
 
 
@@ -98,6 +103,7 @@ class _Judge:
 
     def __init__(self, config: Config, parts: loop.Parts, task: Task) -> None:
         self.config, self.parts, self.task = config, parts, task
+        self.marker = self._marker()
 
     def judge(self, when: str) -> Evaluation | None:
         """The full evaluation, saved in the run's folder; None when there is nothing to evaluate on."""
@@ -114,6 +120,7 @@ class _Judge:
                 lambda done, total: bar.update(shown, completed=done, total=total),
             )
         save(result, self.config.output / "evaluation" / when, {"config": self.config.model_dump(mode="json")})
+        self._mark(self.config.train.steps if when == "after" else 0)
         return result
 
     def recall(self, when: str) -> Evaluation | None:
@@ -134,7 +141,38 @@ class _Judge:
     def headline(self, step: int) -> Mapping[str, float]:
         """The headline metric by decoding, for the metrics file."""
         result = self._evaluate(None, 0, None)
+        if step < self.config.train.steps:  # the last step's are the full evaluation's
+            self._mark(step)
         return {f"{row.metric} {row.decoding}": row.value for row in result.rows if row.value is not None}
+
+    def _marker(self) -> marks.Marker | None:
+        """What marks a few held-out sequences token by token; None without a teacher in this process or without them."""
+        divergence, teacher, config = self.parts.student.divergence, self.parts.teacher, self.config
+        if (
+            divergence is None
+            or not isinstance(teacher, LocalTeacher)
+            or not self.parts.held_out
+            or not config.eval.marks
+        ):
+            return None
+        sampling = sampling_of(config, self.task)
+        return marks.Marker(
+            self.parts.student.model,
+            teacher.model,
+            self.task,
+            self.parts.held_out,
+            divergence,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            loss_temperature=config.loss.temperature,
+            seed=config.seed,
+            sequences=config.eval.marks,
+            batch_rows=config.eval.batch_rows,
+        )
+
+    def _mark(self, step: int) -> None:
+        if self.marker is not None:
+            marks.save(self.marker.mark(), self.config.output, step)
 
     def _evaluate(self, teacher: Any, bootstrap: int, progress: Callable[[int, int], None] | None) -> Evaluation:
         return evaluate(

@@ -90,6 +90,7 @@ def test_the_keyboard_walks_the_tokens(browser: Browser, page: Path) -> None:
     for key, expected in walk:
         browser.press(key)
         assert browser.run(FOCUSED) == expected, key
+        assert expected.split(", ")[-1] in browser.run(PANEL)
     assert browser.run("document.querySelectorAll('.token[tabindex=\"0\"]').length") == 1
     assert browser.run("document.querySelectorAll('[aria-selected=true]').length") == 1
 
@@ -107,6 +108,23 @@ def test_both_models_show_on_focus_hover_and_click(browser: Browser, page: Path)
     assert browser.run("document.getElementById(document.activeElement.getAttribute('aria-describedby')).innerText")
     browser.press("Escape")
     assert "next token" in browser.run(PANEL)
+
+
+def test_a_narrow_window_shows_the_panel_while_it_is_wanted(browser: Browser, page: Path) -> None:
+    browser.open(page, 400)
+    visible = "getComputedStyle(document.getElementById('panel')).display !== 'none'"
+    assert not browser.run(visible)
+    browser.point("#sequences .token:nth-child(2)", click=True)
+    assert browser.run(visible)
+    assert browser.run("document.activeElement.getBoundingClientRect().bottom < panel.getBoundingClientRect().top")
+    browser.point("#panel .close", click=True)
+    assert not browser.run(visible)
+    browser.point("#sequences .token:nth-child(2)", click=True)
+    assert browser.run(visible)
+    browser.point("#marks-title", click=True)
+    assert not browser.run(visible)
+    browser.point("#sequences .token:nth-child(2)", click=True)
+    assert browser.run(visible)
 
 
 def test_the_worst_tokens_come_first_and_jump(browser: Browser, page: Path) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from tutelage.quickstart import experiment, plot, report
 from tutelage.quickstart.settings import Settings
+from tutelage.report import write_report
 
 __all__ = ["Settings", "main"]
 
@@ -16,7 +17,7 @@ def main(*, output: Path, seed: int = 0, settings: Settings | None = None, conso
     """Distils the carried student by supervised KD and by on-policy GKD, tests both once, and shows what came of it.
 
     Args:
-        output: folder for the two runs, results.json, plot.png and examples.md; earlier ones in it are replaced.
+        output: folder for the two runs, results.json, plot.png, report.html and examples.md; earlier ones in it are replaced.
         seed: keys every random choice.
         settings: models, sizes and methods; None: the ones the package carries.
         console: where to print; None: standard output.
@@ -31,4 +32,5 @@ def main(*, output: Path, seed: int = 0, settings: Settings | None = None, conso
     outcome = experiment.compare(settings, output, seed, console)
     plot.draw(outcome, output / "plot.png")
     report.write(outcome, output)
+    write_report([output / method.name for method in (settings.supervised, settings.on_policy)], output / "report.html")
     report.print_outcome(console, outcome, output)

@@ -195,6 +195,7 @@ def _pointers(outcome: Outcome, output: Path) -> str:
     return (
         f"\n[bold]Done in {outcome.seconds / 60:.1f} minutes[/]\n"
         f"  {shown}/plot.png       validation curves and test results\n"
+        f"  {shown}/report.html    both runs, with the teacher's mark on every token: open it in a browser\n"
         f"  {shown}/results.json   every figure; test/ holds every answer\n"
         f"  {shown}/examples.md    {EXAMPLES_WRITTEN} problems with all answers\n"
         f"  {shown}/{student}/model   the student, an ordinary Hugging Face folder\n\n"

@@ -114,7 +114,7 @@ def marks_figure(runs: Sequence[RunData]) -> list[Figure]:
     if all(len(curve.points) < 2 for curve in series):
         return []
     heading = "Divergence of the marked sequences"
-    caption = "Mean over tokens, then over sequences: the same prompts at every step, the same random draws."
+    caption = "Each run's own divergence, mean over tokens, then over sequences: the same prompts at every step, the same random draws."
     return [Figure(heading, caption, line_chart(heading, series, x_label="step", y_label="nats a token"))]
 
 

@@ -116,6 +116,8 @@ class EvalConfig(Section):
     """Rows generated at a time."""
     bootstrap: int = Field(1000, ge=0)
     """Resamples behind the 95% confidence intervals."""
+    marks: int = Field(16, ge=0)
+    """Sequences of which every evaluation keeps the teacher's mark on each token, for the report; 0: none."""
 
 
 class LogConfig(Section):
@@ -129,6 +131,8 @@ class LogConfig(Section):
     """Show progress bars."""
     samples: int = Field(3, ge=0)
     """Completions shown before and after training."""
+    report: bool = True
+    """Write report.html at the end of the run."""
 
 
 class Recipe(Section):

@@ -10,6 +10,7 @@
   let flat = []; // every token on the page: {sequence, position, token, element}
   let worst = []; // places in flat, worst first
   let current = -1; // the place with the keyboard's focus
+  let shown = -1; // the place the panel is about
 
   const make = (tag, className, text) => {
     const element = document.createElement(tag);
@@ -117,7 +118,7 @@
       const text = data.texts[token[TEXT]];
       const value = valueOf(token);
       const element = make("span", `token b${band(value)}`);
-      const spaces = text.length - text.trimStart().length;
+      const spaces = text.match(/^ */)[0].length;
       if (spaces) element.append(make("span", "space", visible(text.slice(0, spaces))));
       if (spaces < text.length || !text) element.append(visible(text.slice(spaces)));
       element.setAttribute("role", "option");
@@ -170,6 +171,7 @@
   // Redraws the tokens; the token under the keyboard stays the same one of the same example where it still exists.
   function draw() {
     const held = flat[current];
+    const inPanel = $("panel").contains($("tops"));
     flat = [];
     fillScale();
     $("sequences").replaceChildren(...chosen().map(drawSequence));
@@ -177,7 +179,7 @@
     const again = held ? flat.findIndex((each) => each.sequence.id === held.sequence.id && each.position === held.position) : -1;
     current = -1;
     mark(again >= 0 ? again : 0);
-    if (again >= 0) show(again);
+    if (again >= 0 && inPanel) show(again);
     else clearPanel();
   }
 
@@ -198,6 +200,7 @@
   function go(i) {
     if (!flat[i]) return;
     mark(i);
+    show(i);
     flat[i].element.focus({ preventScroll: true });
     const { top, bottom } = flat[i].element.getBoundingClientRect();
     const panel = $("panel");
@@ -221,6 +224,7 @@
   }
 
   function show(i) {
+    shown = i;
     const { sequence, position, token } = flat[i];
     const panel = $("panel");
     const values = make("table", "values");
@@ -249,6 +253,7 @@
 
   const emptyPanel = [...$("panel").childNodes];
   function clearPanel() {
+    shown = -1;
     $("panel").replaceChildren(...emptyPanel);
     $("panel").classList.remove("filled");
   }
@@ -302,13 +307,15 @@
     });
     tokens.addEventListener("focusin", (event) => {
       const i = place(event);
-      if (i === undefined) return;
+      if (i === undefined || (Number(i) === shown && Number(i) === current)) return;
       mark(Number(i));
       show(Number(i));
     });
     // A narrow window shows the panel over the page: it goes with the focus.
     tokens.addEventListener("focusout", (event) => {
-      if (!event.relatedTarget?.closest("#sequences, #panel")) $("panel").classList.remove("filled");
+      if (event.relatedTarget?.closest("#sequences, #panel")) return;
+      $("panel").classList.remove("filled");
+      shown = -1;
     });
     tokens.addEventListener("pointerover", (event) => {
       const i = place(event);
