@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup check test test-browser quickstart benchmark-step assets
+.PHONY: help setup check test test-browser quickstart benchmark-step benchmark-loss assets
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,6 +37,9 @@ quickstart: setup  ## distil the carried teacher: supervised KD and on-policy GK
 
 benchmark-step: setup  ## seconds a step and peak memory
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python benchmarks/step.py
+
+benchmark-loss: setup  ## seconds and memory of the loss beside its peers: long
+	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python benchmarks/loss.py
 
 assets: setup  ## retrain the models the package carries
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python recipes/arithmetic/train_assets.py

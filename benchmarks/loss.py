@@ -31,7 +31,6 @@ import torch
 from loss_implementations import IMPLEMENTATIONS, LOSSES
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from step import spread
 
 from tutelage.fused import linear_divergence
 from tutelage.types import LMHead
@@ -253,7 +252,7 @@ class Benchmark:
                     runs[name].append(reply["seconds"])
         for name in names:
             if "does_not_fit" not in rows[name]:
-                rows[name] |= {"seconds": spread(runs[name]), "runs": runs[name]}
+                rows[name] |= {"seconds": machine.spread(runs[name]), "runs": runs[name]}
 
 
 def describe(options: argparse.Namespace, versions: dict[str, Any]) -> dict[str, Any]:

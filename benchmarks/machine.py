@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ def resident_memory_mb() -> float:
 def versions(*packages: str) -> dict[str, str]:
     """Installed versions of Python and these packages."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, quartiles and range."""
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    names = ("median", "quartile_1", "quartile_3", "min", "max")
+    return dict(zip(names, (statistics.median(values), low, high, min(values), max(values)), strict=True))
 
 
 def describe() -> dict[str, Any]:

@@ -94,13 +94,6 @@ def call(python: Path | str, script: str, spec: dict[str, Any]) -> Any:
     return json.loads(answer.read_text()) if answer.exists() else None
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, quartiles and range."""
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    names = ("median", "quartile_1", "quartile_3", "min", "max")
-    return dict(zip(names, (statistics.median(values), low, high, min(values), max(values)), strict=True))
-
-
 def time_steps(options: argparse.Namespace, spec: dict[str, Any]) -> dict[str, Any]:
     """All repetitions of all systems, interleaved: A B C, B C A, C A B, ..."""
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in options.systems}
@@ -119,8 +112,8 @@ def time_steps(options: argparse.Namespace, spec: dict[str, Any]) -> dict[str, A
     check_equal_work(runs, options.batch * options.new_tokens)
     return {
         system: {
-            "seconds_a_step": spread([s for run in per_system for s in run["seconds"]]),
-            "peak_mb": spread([run["peak_mb"] for run in per_system]),
+            "seconds_a_step": machine.spread([s for run in per_system for s in run["seconds"]]),
+            "peak_mb": machine.spread([run["peak_mb"] for run in per_system]),
             "runs": per_system,
         }
         for system, per_system in runs.items()
@@ -153,7 +146,7 @@ def show_steps(steps: dict[str, Any]) -> None:
 def show_rollouts(rows: list[dict[str, Any]]) -> None:
     print(f"\n{'rollouts':18} {'native s':>14} {'generate s':>16}  {'generate / native':>17}")
     for row in rows:
-        times = {name: spread(seconds) for name, seconds in row["seconds"].items()}
+        times = {name: machine.spread(seconds) for name, seconds in row["seconds"].items()}
         shown = {name: f"{t['median']:.2f} ({t['min']:.2f}-{t['max']:.2f})" for name, t in times.items()}
         ratio = times["generate"]["median"] / times["native"]["median"]
         print(f"{row['model']:8} batch {row['batch']:<3} {shown['native']:>16} {shown['generate']:>17}  {ratio:15.2f}")
@@ -168,7 +161,7 @@ def main() -> None:
     steps = time_steps(options, spec) if options.systems else {}
     rollouts = [] if options.no_rollouts else call(sys.executable, "step_rollouts.py", spec)
     for rows in rollouts:
-        rows["summary"] = {name: spread(seconds) for name, seconds in rows["seconds"].items()}
+        rows["summary"] = {name: machine.spread(seconds) for name, seconds in rows["seconds"].items()}
     # Folders of one machine mean nothing on another: the last part of a path is enough to repeat the command.
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
     private = ("work", "gguf", "teacher", "data")
