@@ -208,6 +208,7 @@ class _Pass:
         buffer = hidden.new_empty(min(tokens, sizes.chunk), vocab)
         total, stats = weights.new_zeros(()), weights.new_empty(len(self.loss.stat_names), tokens)
         chunks = list(_slices(tokens, sizes.chunk))
+        projected = signal = buffer  # of the chunk at hand; none when there are no tokens
         for rows, signal in zip(chunks, self.loss.signals(chunks), strict=True):
             projected = project(hidden[rows], head, out=buffer[: rows.stop - rows.start])
             if self.kernel is not None:
@@ -219,6 +220,7 @@ class _Pass:
                 stats[0, rows], stats[1:, rows] = values, extra
             if any(self.wants):
                 gradients.add(rows, projected)
+        del buffer, projected, signal  # before the gradients are rounded to their dtypes, which takes memory too
         return total, stats, *gradients.finish(master)
 
     def _tiles(self, projected: Tensor, signal: Tensor, head: LMHead, size: int) -> tuple[Tensor, Tensor | None]:
