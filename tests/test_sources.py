@@ -141,6 +141,23 @@ def test_a_source_that_is_never_used_may_be_missing(fraction, missing):
     assert len(source.next(0)) == 4
 
 
+def test_samples_of_a_prompt_stand_in_a_row_and_are_numbered_on():
+    """Two epochs over the 12 prompts, four samples of two prompts a step: 48 different draws in each."""
+    stream = PromptStream(PROMPTS, 0)
+    source = Mixture(stream, 8, Scribe("student"), None, 1.0, "step", 0, samples_per_prompt=4)
+    drawn = Counter()
+    for step in range(12):
+        draws = source.draws(step)
+        prompts = [draw.prompt.id for draw in stream.batch(step, 2)]
+        assert [draw.prompt.id for draw in draws] == [prompt for prompt in prompts for _ in range(4)]
+        epoch = step // 6
+        assert [draw.sample for draw in draws] == [4 * epoch + j for _ in range(2) for j in range(4)]
+        assert [(r.prompt_id, r.sample) for r in source.next(step)] == [(d.prompt.id, d.sample) for d in draws]
+        drawn.update((draw.prompt.id, draw.sample) for draw in draws)
+    assert len(drawn) == 12 * 8
+    assert set(drawn.values()) == {1}
+
+
 def test_a_step_in_the_log_is_replayed(tmp_path):
     first = mixture(log=RolloutLog(tmp_path))
     written = [first.next(step) for step in range(3)]

@@ -220,6 +220,8 @@ def _summary(
         "evaluations": _evaluations(before, after),
         "folder": folder,
     }
+    if "reward" in first and "reward" in last:
+        summary["reward"] = (first["reward"], last["reward"])
     for key in ("forward_kl", "reverse_kl", "agreement"):
         if "forward_kl" in first and "forward_kl" in last:  # else "agreement" is with the targets, not with a teacher
             # The file has null where a value is not finite.

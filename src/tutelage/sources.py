@@ -101,6 +101,7 @@ class Mixture:
         unit: one coin per "step" for the whole global batch, or one per "sequence".
         seed: the run's seed; coins depend on it and on the step alone, so that all ranks and restarts agree.
         log: replays the steps it holds, and receives the others.
+        samples_per_prompt: sequences of each prompt, in a row; divides `batch_size`. Above 1 only where `fraction` is 1.
     """
 
     def __init__(
@@ -113,17 +114,19 @@ class Mixture:
         unit: Literal["step", "sequence"],
         seed: int,
         log: RolloutLog | None = None,
+        samples_per_prompt: int = 1,
     ) -> None:
         self.stream, self.batch_size, self.fraction, self.unit, self.seed, self.log = (
             stream, batch_size, fraction, unit, seed, log,
         )  # fmt: skip
         self.student, self.fixed = student, fixed
+        self.samples_per_prompt = samples_per_prompt
 
     def next(self, step: int) -> list[Rollout]:
         """The rollouts of a step, in the order of the stream; from the log when it holds them."""
         if self.log is not None and step in self.log:
             return self.log.read(step)
-        draws = self.stream.batch(step, self.batch_size)
+        draws = self.draws(step)
         on_policy = self.coins(step)
         written: dict[int, Rollout] = {}
         for source, chosen in ((self.student, True), (self.fixed, False)):
@@ -135,6 +138,12 @@ class Mixture:
         if self.log is not None:
             self.log.append(step, rollouts)
         return rollouts
+
+    def draws(self, step: int) -> list[Draw]:
+        """The prompts of a step, in the order of its rollouts; samples of one prompt are numbered on, so that they differ."""
+        k = self.samples_per_prompt
+        drawn = self.stream.batch(step, self.batch_size // k)
+        return [Draw(draw.prompt, draw.sample * k + j) for draw in drawn for j in range(k)]
 
     def coins(self, step: int) -> list[bool]:
         """For each sequence of a step, whether the student writes it."""

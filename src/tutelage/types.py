@@ -81,6 +81,8 @@ class MicroBatch:
         weights_N: float32; the weighted sum over all micro-batches is the objective.
         row_N: the row each completion token belongs to.
         rollouts: the sequences, in row order.
+        policy_weights_N: float32, of either sign, or None without a policy gradient; the weighted sum of the tokens' negative
+            log-likelihoods joins the objective.
     """
 
     input_ids_BL: Tensor
@@ -93,6 +95,7 @@ class MicroBatch:
     weights_N: Tensor
     row_N: Tensor
     rollouts: tuple[Rollout, ...]
+    policy_weights_N: Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch with every tensor on `device`."""

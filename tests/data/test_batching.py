@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import EOS, build_model, fixed_rollouts
-from tutelage.data.batching import collate, micro_batches, token_weights
+from tutelage.data.batching import collate, micro_batches, policy_weights, token_weights
 from tutelage.types import Rollout
 
 TWO = [
@@ -30,6 +30,21 @@ def test_weights_sum_to_one(normalisation):
     weights = token_weights(fixed_rollouts(LENGTHS), normalisation)
     assert math.fsum(w for row in weights for w in row) == pytest.approx(1.0, abs=1e-12)
     assert [len(row) for row in weights] == [completion for _, completion in LENGTHS]
+
+
+def test_policy_weights_are_of_sequences_whatever_their_length():
+    assert policy_weights(fixed_rollouts(((3, 4), (2, 1))), [0.5, -3.0]) == [[0.25] * 4, [-1.5]]
+
+
+def test_policy_weights_follow_their_rows():
+    rollouts, model = fixed_rollouts(LENGTHS), build_model("llama")
+    policy = policy_weights(rollouts, [float(i - 3) for i in range(len(rollouts))])
+    weights = token_weights(rollouts, "token")
+    for micro in micro_batches(rollouts, weights, model, 30, policy):
+        owners = [micro.rollouts[row].prompt_id for row in micro.row_N.tolist()]
+        assert micro.policy_weights_N.tolist() == [(owner - 3) / len(rollouts) for owner in owners]
+        assert micro.policy_weights_N.dtype == torch.float32
+    assert micro_batches(rollouts, weights, model, 30)[0].policy_weights_N is None
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])

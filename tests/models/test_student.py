@@ -7,7 +7,7 @@ import torch
 
 from tests.conftest import FAMILIES, build_model, fixed_rollouts, own_logits
 from tutelage import divergences, estimators
-from tutelage.data.batching import collate, token_weights
+from tutelage.data.batching import collate, policy_weights, token_weights
 from tutelage.errors import UserError
 from tutelage.models.student import Student
 from tutelage.teacher.local import LocalTeacher
@@ -53,6 +53,33 @@ def test_a_divergence_needs_a_signal():
     micro = collate(rollouts, token_weights(rollouts, "token"), student)
     with pytest.raises(AssertionError, match="needs the teacher's signal"):
         Student(student, divergences.parse("forward_kl"))(micro, None)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("spelling", [None, "jsd(0.9)"])
+@pytest.mark.parametrize("family", ["gemma2", "t5"])
+def test_a_policy_gradient_joins_at_temperature_one(family, spelling):
+    """Weights of either sign, and 0; the divergence has a temperature of its own."""
+    student, teacher = build_model(family, seed=1), build_model(family, seed=2, hidden=24)
+    rollouts, advantages = fixed_rollouts(), [0.7, -1.3, 0.0, 2.0, -0.1]
+    micro = collate(rollouts, token_weights(rollouts, "sequence"), student, policy_weights(rollouts, advantages))
+    divergence = None if spelling is None else divergences.parse(spelling)
+    signal = None if divergence is None else LocalTeacher(teacher).score(micro)
+    ours = Student(student, divergence, temperature=1.5)(micro, signal).loss
+
+    logits, teacher_logits = own_logits(student, micro), own_logits(teacher, micro).detach()
+    nll = -logits.log_softmax(-1).gather(1, micro.targets_N[:, None]).squeeze(1)
+    tokens = nll
+    if divergence is not None:
+        tokens = divergence.value((teacher_logits / 1.5).log_softmax(-1), (logits / 1.5).log_softmax(-1))
+    sequences = [nll[micro.row_N == row].sum() for row in range(len(rollouts))]
+    policy = sum(a * s for a, s in zip(advantages, sequences, strict=True)) / len(rollouts)
+    reference = (tokens * micro.weights_N).sum() + policy
+    assert abs(policy.item()) > 0.1
+    torch.testing.assert_close(ours, reference, rtol=1e-11, atol=1e-12)
+    parameters = list(student.module.parameters())
+    pairs = zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(reference, parameters), strict=True)
+    assert all(torch.allclose(one, two, rtol=1e-9, atol=1e-11) for one, two in pairs)
 
 
 def test_parameters_are_the_models_own():

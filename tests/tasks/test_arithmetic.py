@@ -99,6 +99,7 @@ def test_scores():
     assert scores.values == {"accuracy": 50.0, "valid_format": 75.0, "step_accuracy": 50.0}
     assert scores.per_example == (1.0, 1.0, 0.0, 0.0)
     assert scores.resample([0, 0, 1, 3]) == 75.0
+    assert [Arithmetic().rewards["accuracy"](text, example) for text in completions] == [1.0, 1.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="1 completions for 2 examples"):
         Arithmetic().score(["15"], [example] * 2)
 

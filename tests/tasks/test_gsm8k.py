@@ -93,6 +93,8 @@ def test_scores(folder):
     assert scores.values == {"accuracy": 50.0, "answered": 75.0}
     assert scores.per_example == (1.0, 1.0, 0.0, 0.0)
     assert scores.resample([0, 1]) == 100.0
+    assert task.rewards["accuracy"]("#### $1,000.", row(998)) == 1.0
+    assert task.rewards["accuracy"]("#### 8", row(5)) == task.rewards["accuracy"]("7", row(5)) == 0.0
 
 
 def test_answer_without_number(folder):

@@ -36,6 +36,7 @@ def test_prompts_alone(tmp_path):
     (example,) = task.examples("train")
     assert task.reference(example) is None
     assert task.score(["x"], [example]).values == {}
+    assert task.rewards == {}
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "rouge2", "rougeL", "bleu"])
@@ -49,6 +50,8 @@ def test_metrics(tmp_path, metric):
     assert scores.values[metric] == pytest.approx(100.0)
     assert scores.resample([0, 0]) == pytest.approx(100.0)
     assert task.score(["x", "y"], rows).values[metric] < 1
+    assert task.rewards[metric](rows[0]["completion"], rows[0]) == pytest.approx(1.0)
+    assert task.rewards[metric](rows[0]["completion"], rows[1]) < 0.1
 
 
 def test_carving_chats(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from tutelage.tasks.metrics import bleu, exact_match, mean_scores, no_scores, rouge
+from tutelage.tasks.metrics import bleu, exact_match, mean_scores, no_scores, reference_rewards, rouge
 
 WORDS = ["ein", "Hund", "läuft", "über", "die", "Wiese", "und", "bellt", ",", "laut", "."]
 
@@ -93,3 +93,27 @@ def test_unequal_lengths(metric):
 def test_mean_of_nothing():
     with pytest.raises(ValueError, match="accuracy needs at least one completion"):
         mean_scores("accuracy", [])
+
+
+def test_rewards_are_the_marks_of_single_completions():
+    completions, references = corpus(20)
+    rewards = reference_rewards(lambda example: references[example["row"]])
+    assert list(rewards) == ["exact_match", "rouge1", "rouge2", "rougeL", "bleu", "chrf"]
+    found = {
+        name: [reward(text, {"row": row}) for row, text in enumerate(completions)] for name, reward in rewards.items()
+    }
+    assert found["exact_match"] == list(exact_match(completions, references).per_example)
+    for name in ("rouge1", "rouge2", "rougeL"):
+        assert found[name] == list(rouge(completions, references, name).per_example)
+    pairs = list(zip(completions, references, strict=True))
+    assert found["bleu"] == pytest.approx([sacrebleu.sentence_bleu(*pair).score / 100 for pair in pairs], abs=1e-12)
+    assert found["chrf"] == pytest.approx([sacrebleu.sentence_chrf(*pair).score / 100 for pair in pairs], abs=1e-12)
+    assert all(0 <= mark <= 1 + 1e-12 for marks in found.values() for mark in marks)
+
+
+def test_sentence_bleu_of_short_and_empty_completions():
+    """A right word is worth something, though it has no n-grams of higher order."""
+    bleu_of = reference_rewards(lambda _: ["ein Hund bellt laut"])["bleu"]
+    assert 0 < bleu_of("ein Hund", {}) < bleu_of("ein Hund bellt", {}) < 1 - 1e-9
+    assert bleu_of("ein Hund bellt laut", {}) == pytest.approx(1.0)
+    assert bleu_of("", {}) == 0.0

@@ -35,6 +35,8 @@ def test_best_of_several_references(tmp_path):
     # Bigrams "new time", "time for" of 3 written and 4 in the annotation: P = 2/3, R = 1/2.
     assert several.values["rouge2"] == pytest.approx(100 * 4 / 7)
     assert several.per_example == pytest.approx((4 / 7,))
+    task = Summarization(data=data, references_column="annotations", **COLUMNS)
+    assert task.rewards["rouge2"](completion[0], MAIL) == pytest.approx(4 / 7)
 
 
 def test_rows_without_further_references(tmp_path):

@@ -41,6 +41,14 @@ def test_scores_are_corpus_bleu(tmp_path):
     assert scores.values["chrf"] == pytest.approx(sacrebleu.corpus_chrf(completions, references).score, abs=1e-9)
 
 
+def test_rewards_are_of_single_sentences(tmp_path):
+    task = Translation(data=write(tmp_path, FLAT), tokenize="char")
+    completion = "Zwei Hunde laufen über das Gras."
+    expected = sacrebleu.sentence_bleu(completion, [FLAT["de"]], tokenize="char").score / 100
+    assert task.rewards["bleu"](completion, FLAT) == pytest.approx(expected, abs=1e-12)
+    assert abs(expected - sacrebleu.sentence_bleu(completion, [FLAT["de"]]).score / 100) > 0.01
+
+
 def test_generation_defaults_to_four_beams(tmp_path):
     data = write(tmp_path, FLAT)
     assert Translation(data=data).generation.num_beams == 4

@@ -10,8 +10,14 @@ from tutelage.train import config_io, methods
 
 
 def objective(**raw: Any) -> methods.Objective:
-    teacher = {} if raw.get("method") == "sft" else {"teacher": "t"}
-    return methods.resolve(config_io.build({"student": "s", **teacher, **raw}))
+    return methods.resolve(config_io.build({"student": "s", **needs(raw.get("method", "gkd")), **raw}))
+
+
+def needs(method: str) -> dict[str, Any]:
+    """What a method is refused without."""
+    teacher = {} if method == "sft" else {"teacher": "t"}
+    reward = {"rl.reward": "accuracy"} if methods.METHODS[method].needs_reward else {}
+    return {**teacher, **reward}
 
 
 @pytest.mark.parametrize(
@@ -24,6 +30,7 @@ def objective(**raw: Any) -> methods.Objective:
         ("imitkd", "forward_kl", 0.5, "dataset"),
         ("f_distill", "total_variation", 0.5, "dataset"),
         ("gkd", "jsd(0.5)", 1.0, "dataset"),
+        ("rl_gkd", "jsd(0.9)", 1.0, "dataset"),
     ],
 )
 def test_presets_are_the_baselines_of_the_paper(
@@ -73,6 +80,15 @@ IDLE = [
     ({"fixed_data": "teacher"}, "fixed_data=teacher has no effect: with student_data_fraction 1"),
     ({"method": "imitkd", "student_data_fraction": 1, "fixed_data": "dataset"}, "fixed_data=dataset has no effect"),
     ({"rollout.teacher_temperature": 1.0}, "rollout.teacher_temperature=1.0 has no effect: the teacher writes no"),
+    ({"rl.alpha": 0.1}, "rl.alpha=0.1 has no effect: there is no reward; drop it, or set rl.reward"),
+    ({"rl.baseline": "none"}, "rl.baseline=none has no effect: there is no reward"),
+    ({"rl.scorer_label": "a"}, "rl.scorer_label=a has no effect: there is no reward"),
+    ({"rl": {"reward": "bleu", "scorer_label": "a"}}, "rl.scorer_label=a has no effect: rl.reward=bleu has no labels"),
+    ({"rl": {"reward": "bleu", "alpha": 1, "baseline": "none"}}, "rl.baseline=none has no effect: with rl.alpha 1"),
+    ({"rl": {"reward": "bleu", "alpha": 0}, "loss.normalisation": "token"}, "loss.normalisation=token has no effect: with rl.alpha 0"),
+    ({"rl": {"reward": "bleu", "alpha": 0}, "teacher": None, "divergence": "jsd(0.1)"}, "divergence=jsd(0.1) has no effect: with rl"),
+    ({"rl": {"reward": "bleu", "alpha": 0}, "teacher": None, "loss.temperature": 2}, "loss.temperature=2.0 has no effect: with rl"),
+    ({"rl": {"reward": "bleu", "alpha": 0}, "teacher": None, "teacher_model.dtype": "bfloat16"}, "with rl.alpha 0 and no teacher"),
 ]  # fmt: skip
 
 
@@ -92,6 +108,10 @@ def test_options_without_effect_are_refused(raw: dict[str, Any], message: str) -
         {"train.optimizer": "muon", "train.matrix_learning_rate": 0.1},
         {"student_data_fraction": 0.5, "rollout.temperature": 0.7, "fixed_data": "teacher"},
         {"method": "sft", "loss.temperature": 1.0},  # the default, which changes nothing, may be named
+        {"rl": {"reward": "scorer:x", "alpha": 0.2, "baseline": "none", "scorer_label": "a"}},
+        {"rollout.samples_per_prompt": 4},  # of GKD too
+        {"rl": {"reward": "bleu", "alpha": 0}, "divergence": "jsd(0.1)", "loss.temperature": 2},  # measured
+        {"rl": {"reward": "bleu", "alpha": 1}, "loss.normalisation": "token"},
     ],
 )
 def test_the_same_options_where_they_have_one(raw: dict[str, Any]) -> None:
@@ -101,8 +121,7 @@ def test_the_same_options_where_they_have_one(raw: dict[str, Any]) -> None:
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_a_saved_configuration_can_be_run_again(method: str, tmp_path: Path) -> None:
     """It names every option, those without effect at their defaults."""
-    teacher = {} if method == "sft" else {"teacher": "t"}
-    config = config_io.build({"student": "s", "method": method, **teacher})
+    config = config_io.build({"student": "s", "method": method, **needs(method)})
     config_io.save(config, tmp_path / "config.yaml")
     assert config_io.build(config_io.load_yaml(tmp_path / "config.yaml")) == config
 
@@ -124,3 +143,41 @@ def test_a_signal_must_support_the_divergence() -> None:
 def test_the_likelihood_of_teacher_sequences_needs_no_signal() -> None:
     with pytest.raises(UserError, match=r"teacher_signal=topk\(8\) has no effect: method=seqkd"):
         objective(method="seqkd", teacher_signal="topk(8)")
+
+
+# --- rewards ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("alpha", "teacher", "needed"), [(0, None, False), (0, "t", True), (0.5, "t", True), (1, "t", True)]
+)
+def test_a_reward_alone_needs_no_teacher(alpha: float, teacher: str | None, needed: bool) -> None:
+    found = objective(method="rl_gkd", teacher=teacher, **{"rl.alpha": alpha})
+    assert found.needs_teacher is needed
+    assert (found.divergence is not None) is needed
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"method": "rl_gkd", "rl.reward": None}, "method=rl_gkd needs a reward: set rl.reward (accuracy,"),
+        ({"method": "rl_gkd", "rl.alpha": 0.1, "teacher": None}, "method=rl_gkd needs a teacher"),
+        ({"method": "imitkd", "rl.reward": "bleu"}, "rl.reward=bleu with student_data_fraction=0.5: a policy gradient is of the"),
+        ({"method": "sft", "rl.reward": "bleu"}, "rl.reward=bleu with student_data_fraction=0.0"),
+        ({"method": "imitkd", "rollout.samples_per_prompt": 2}, "rollout.samples_per_prompt=2 with student_data_fraction=0.5"),
+        ({"rl.reward": "bleu", "rl.baseline": "group"}, "rl.baseline=group with rollout.samples_per_prompt=1: a sequence is its own"),
+        ({"rl.reward": "bleu", "train.batch_size": 1}, "rl.baseline=leave_one_out with train.batch_size=1: there is no other"),
+        ({"rollout.samples_per_prompt": 5}, "train.batch_size=32 is no multiple of rollout.samples_per_prompt=5"),
+        ({"rl.reward": "bleu", "rl.alpha": 1.5}, "rl.alpha: saw 1.5, needs less than or equal to 1"),
+    ],
+)  # fmt: skip
+def test_rewards_that_do_not_fit(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        objective(**raw)
+    assert message in str(raised.value)
+
+
+def test_the_same_options_where_they_fit() -> None:
+    assert objective(**{"rl.reward": "bleu", "rl.baseline": "group", "rollout.samples_per_prompt": 2})
+    assert objective(**{"rl.reward": "bleu", "rl.baseline": "none", "train.batch_size": 1})
+    assert objective(method="on_policy_kd", **{"rl.reward": "bleu"})

@@ -177,11 +177,19 @@ def test_progress_bar_shows_loss_and_speed(clock: list[float]) -> None:
     assert "loss 0.2500  250 tokens/s  update 100%" in output.getvalue()
 
 
+def test_progress_shows_the_reward(clock: list[float]) -> None:
+    output = io.StringIO()
+    with metrics.Progress(9, metrics.Stopwatch(), console=Console(file=output, width=120)) as progress:
+        progress.update(1, loss=-0.5, tokens=500, reward=0.75)
+    assert output.getvalue().startswith("step 1/9  loss -0.5000  reward 0.750  ")
+
+
 def test_closing_table() -> None:
     table = metrics.closing_table(
         {
             "steps": 200,
             "loss": (1.5, 0.25),
+            "reward": (0.125, 0.75),
             "forward_kl": (2.0, 0.5),
             "agreement": (0.5, 0.875),
             "tokens": 12_000,
@@ -196,6 +204,7 @@ def test_closing_table() -> None:
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
     assert cells == [
         ["loss", "1.5000", "0.2500"],
+        ["reward", "0.1250", "0.7500"],
         ["forward KL, nats", "2.0000", "0.5000"],
         ["agreement with the teacher", "50.0%", "87.5%"],
         ["accuracy, greedy", "10.0 [8.0, 12.0]", "-"],

@@ -30,8 +30,22 @@ def token_weights(rollouts: Sequence[Rollout], normalisation: Normalisation) -> 
     return [[1.0 / (n * len(rollouts))] * n for n in lengths]
 
 
+def policy_weights(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> list[list[float]]:
+    """The policy gradient's weight of every completion token of the global batch: A / B, A being its sequence's advantage.
+
+    Not divided by the sequence's length, whatever the normalisation of the divergence: the reward of the paper's Eq. 5 is of
+    the whole sequence, and grad log q(y) is the sum over its tokens. The end-of-sequence token is one of them.
+    """
+    pairs = zip(rollouts, advantages, strict=True)
+    return [[advantage / len(rollouts)] * len(rollout.completion_ids) for rollout, advantage in pairs]
+
+
 def micro_batches(
-    rollouts: Sequence[Rollout], weights: Sequence[Sequence[float]], model: LanguageModel, token_budget: int
+    rollouts: Sequence[Rollout],
+    weights: Sequence[Sequence[float]],
+    model: LanguageModel,
+    token_budget: int,
+    policy: Sequence[Sequence[float]] | None = None,
 ) -> list[MicroBatch]:
     """Rows sorted by length and packed under a budget of padded tokens.
 
@@ -41,6 +55,7 @@ def micro_batches(
         model: gives the family, the padding and the device.
         token_budget: most padded tokens of a micro-batch: rows * L, for encoder-decoder models of either side. A row
             longer than the budget gets a micro-batch of its own.
+        policy: their weights in a policy gradient; None: there is none.
     """
     order = sorted(range(len(rollouts)), key=lambda i: (_row_length(rollouts[i], model), i))
     groups: list[list[int]] = []
@@ -50,10 +65,23 @@ def micro_batches(
             groups[-1].append(i)
         else:
             groups.append([i])
-    return [collate([rollouts[i] for i in group], [weights[i] for i in group], model) for group in groups]
+    return [
+        collate(
+            [rollouts[i] for i in group],
+            [weights[i] for i in group],
+            model,
+            None if policy is None else [policy[i] for i in group],
+        )
+        for group in groups
+    ]
 
 
-def collate(rollouts: Sequence[Rollout], weights: Sequence[Sequence[float]], model: LanguageModel) -> MicroBatch:
+def collate(
+    rollouts: Sequence[Rollout],
+    weights: Sequence[Sequence[float]],
+    model: LanguageModel,
+    policy: Sequence[Sequence[float]] | None = None,
+) -> MicroBatch:
     """Right-padded tensors of these rows, on the model's device."""
     prompts = [r.prompt_ids for r in rollouts]
     completions = [r.completion_ids for r in rollouts]
@@ -77,11 +105,17 @@ def collate(rollouts: Sequence[Rollout], weights: Sequence[Sequence[float]], mod
         decoder_attention_mask_BL=decoder_mask,
         index_N=torch.tensor(index, dtype=torch.int64),
         targets_N=torch.tensor([t for c in completions for t in c], dtype=torch.int64),
-        weights_N=torch.tensor([w for row in weights for w in row], dtype=torch.float32),
+        weights_N=_flat(weights),
         row_N=torch.tensor(rows, dtype=torch.int64),
         rollouts=tuple(rollouts),
+        policy_weights_N=None if policy is None else _flat(policy),
     )
     return micro.to(model.device)
+
+
+def _flat(weights: Sequence[Sequence[float]]) -> torch.Tensor:
+    """[N], rows one after another."""
+    return torch.tensor([w for row in weights for w in row], dtype=torch.float32)
 
 
 def _row_length(rollout: Rollout, model: LanguageModel) -> int:

@@ -21,7 +21,7 @@ class StudentOutput:
     """What a forward pass gives.
 
     Attributes:
-        loss: the weighted sum over the micro-batch's tokens, a scalar with gradient.
+        loss: the weighted sum over the micro-batch's tokens, policy gradient included, a scalar with gradient.
         stats: detached per-token statistics, [N] each.
     """
 
@@ -59,16 +59,20 @@ class Student(nn.Module):
     def forward(self, micro: MicroBatch, signal: Signal | None) -> StudentOutput:
         """The weighted divergence from the teacher's signal, or the weighted negative log-likelihood without one.
 
+        With policy weights, the negative log-likelihood weighted by them is added (the paper's Eq. 5, minimised).
+
         Raises:
             UserError: the signal does not support the divergence, or is of sampled tokens that the student did not write.
         """
-        hidden_NH = self.model.hidden(micro)
+        hidden_NH, head = self.model.hidden(micro), self.model.head
         if self.divergence is None:
+            # Both sums are over the same log-likelihoods: their weights add up.
+            policy = micro.policy_weights_N
             loss, stats = linear_nll(
                 hidden_NH,
-                self.model.head,
+                head,
                 micro.targets_N,
-                micro.weights_N,
+                micro.weights_N if policy is None else micro.weights_N + policy,
                 budget_bytes=self.budget_bytes,
                 return_stats=True,
                 implementation=self.implementation,
@@ -79,7 +83,7 @@ class Student(nn.Module):
             estimators.check_rollouts(micro.rollouts)
         loss, stats = divergence_loss(
             hidden_NH,
-            self.model.head,
+            head,
             signal,
             micro.targets_N,
             self.divergence,
@@ -88,4 +92,14 @@ class Student(nn.Module):
             budget_bytes=self.budget_bytes,
             implementation=self.implementation,
         )
+        if micro.policy_weights_N is not None:
+            # A projection of its own: this term is at temperature 1, whatever the divergence's.
+            loss = loss + linear_nll(
+                hidden_NH,
+                head,
+                micro.targets_N,
+                micro.policy_weights_N,
+                budget_bytes=self.budget_bytes,
+                implementation=self.implementation,
+            )
         return StudentOutput(loss, stats)

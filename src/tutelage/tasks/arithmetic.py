@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from random import Random
 from typing import Any, Literal, get_args, overload
 
 from tutelage.errors import UserError
-from tutelage.tasks.base import SPLITS, Example, Generated, Generation, Scores
+from tutelage.tasks.base import SPLITS, Example, Generated, Generation, RewardOfCompletion, Scores
 from tutelage.tasks.hashing import content_hash
 from tutelage.tasks.metrics import check_pairs, mean_scores, percentage
 from tutelage.tasks.word_problems import Problem, draw_problem
@@ -161,13 +161,22 @@ class Arithmetic:
             "valid_format": percentage([float(FORMAT.fullmatch(text.strip()) is not None) for text, _ in pairs]),
             "step_accuracy": percentage([_correct_steps(text, str(example["answer"])) for text, example in pairs]),
         }
-        return mean_scores("accuracy", [float(final_number(t) == e["result"]) for t, e in pairs], secondary)
+        return mean_scores("accuracy", [_accuracy(text, example) for text, example in pairs], secondary)
+
+    @property
+    def rewards(self) -> Mapping[str, RewardOfCompletion]:
+        """accuracy, verified: 1 where the number after "####" is the result, else 0."""
+        return {"accuracy": _accuracy}
 
 
 def final_number(text: str) -> int | None:
     """The number after the first "####", or None."""
     found = FINAL.search(text)
     return None if found is None else int(found.group(1))
+
+
+def _accuracy(completion: str, example: Example) -> float:
+    return float(final_number(completion) == example["result"])
 
 
 def _correct_steps(completion: str, answer: str) -> float:

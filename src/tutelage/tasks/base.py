@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 Example = Mapping[str, Any]
+RewardOfCompletion = Callable[[str, Example], float]
 Message = Mapping[str, str]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -88,4 +89,14 @@ class Task(Protocol):
 
     def score(self, completions: Sequence[str], examples: Sequence[Example]) -> Scores:
         """Marks completions against their examples; the two sequences have equal length."""
+        ...
+
+
+@runtime_checkable
+class Rewarding(Protocol):
+    """A task that also marks a completion by itself, which a corpus metric does not: what `rl.reward` chooses from."""
+
+    @property
+    def rewards(self) -> Mapping[str, RewardOfCompletion]:
+        """Name -> (completion, example) -> a number from 0 to 1, higher is better; empty where the task can mark nothing."""
         ...

@@ -6,12 +6,12 @@ Source: Cobbe et al., "Training Verifiers to Solve Math Word Problems", 2021 (ar
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 
 from tutelage.errors import UserError
-from tutelage.tasks.base import Example, Generation, Scores
+from tutelage.tasks.base import Example, Generation, RewardOfCompletion, Scores
 from tutelage.tasks.calculator import calculator_continuation, evaluate, strip_annotations
 from tutelage.tasks.hashing import content_hash
 from tutelage.tasks.metrics import check_pairs, mean_scores, percentage
@@ -98,10 +98,14 @@ class GSM8K:
     def score(self, completions: Sequence[str], examples: Sequence[Example]) -> Scores:
         """Accuracy of the number after the first `####`; answered: the share of completions that have one."""
         check_pairs(completions, examples)
-        numbers = [final_number(completion) for completion in completions]
-        wanted = [final_number(str(example["answer"])) for example in examples]
-        marks = [float(number is not None and number == right) for number, right in zip(numbers, wanted, strict=True)]
-        return mean_scores("accuracy", marks, {"answered": percentage([float(n is not None) for n in numbers])})
+        marks = [_accuracy(completion, example) for completion, example in zip(completions, examples, strict=True)]
+        answered = [float(final_number(completion) is not None) for completion in completions]
+        return mean_scores("accuracy", marks, {"answered": percentage(answered)})
+
+    @property
+    def rewards(self) -> Mapping[str, RewardOfCompletion]:
+        """accuracy, verified: 1 where the number after the first `####` is the answer's, else 0."""
+        return {"accuracy": _accuracy}
 
     @cached_property
     def _shots(self) -> Sequence[Example]:
@@ -119,6 +123,11 @@ def final_number(text: str) -> Fraction | None:
     """The number after the first `####`, without thousands separators, dollar signs and the full stop; None if none."""
     found = FINAL.search(text)
     return None if found is None else evaluate(found.group(1).replace("$", ""))
+
+
+def _accuracy(completion: str, example: Example) -> float:
+    number = final_number(completion)
+    return float(number is not None and number == final_number(str(example["answer"])))
 
 
 def _ask(example: Example) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from tutelage.errors import UserError
-from tutelage.tasks.base import Example, Generation, Message, Scores
-from tutelage.tasks.metrics import METRICS
+from tutelage.tasks.base import Example, Generation, Message, RewardOfCompletion, Scores
+from tutelage.tasks.metrics import METRICS, reference_rewards
 from tutelage.tasks.rows import BadRowError, DataSource, messages, text
 
 
@@ -81,6 +82,13 @@ class Jsonl:
         """Marks by the chosen metric."""
         references = [self.reference(example) for example in examples]
         return METRICS[self.metric](completions, [[] if one is None else [one] for one in references])
+
+    @cached_property
+    def rewards(self) -> Mapping[str, RewardOfCompletion]:
+        """Exact match, ROUGE, and sentence BLEU and chrF, against the completions of the data; empty where it has none."""
+        if self.messages_column is None and self.completion_column is None:
+            return {}
+        return reference_rewards(lambda example: [str(self.reference(example))])
 
     def _check(self, row: Example) -> None:
         if self.messages_column is None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tutelage.tasks.base import Scores
+from tutelage.tasks.base import Example, RewardOfCompletion, Scores
 
 References = Sequence[Sequence[str]]
 
@@ -146,3 +147,40 @@ METRICS: Mapping[str, Callable[[Sequence[str], References], Scores]] = {
     "bleu": bleu,
     "none": no_scores,
 }
+
+
+def reference_rewards(
+    references: Callable[[Example], Sequence[str]], tokenize: str = "13a"
+) -> dict[str, RewardOfCompletion]:
+    """The metrics of this file as rewards of single completions, each from 0 to 1.
+
+    Exact match and ROUGE are the corpus metrics' own per-example marks. BLEU and chrF are sacreBLEU's of one sentence: BLEU
+    over the orders of n-grams that the sentence has, with exponential smoothing.
+
+    Args:
+        references: example -> its references, one or more.
+        tokenize: of BLEU, as in `bleu`.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    sentence_bleu, sentence_chrf = BLEU(tokenize=tokenize, effective_order=True), CHRF()
+
+    def per_example(metric: Callable[[Sequence[str], References], Scores]) -> RewardOfCompletion:
+        def reward(completion: str, example: Example) -> float:
+            marks = metric([completion], [references(example)]).per_example
+            assert marks is not None, "a corpus metric marks no single example"
+            return marks[0]
+
+        return reward
+
+    def of_sentence(metric: Any) -> RewardOfCompletion:
+        return lambda completion, example: (
+            float(metric.sentence_score(completion, list(references(example))).score) / 100
+        )
+
+    return {
+        "exact_match": per_example(exact_match),
+        **{name: per_example(partial(rouge, headline=name)) for name in ("rouge1", "rouge2", "rougeL")},
+        "bleu": of_sentence(sentence_bleu),
+        "chrf": of_sentence(sentence_chrf),
+    }

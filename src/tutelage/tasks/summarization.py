@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
-from tutelage.tasks.base import Example, Generation, Scores
-from tutelage.tasks.metrics import rouge
+from tutelage.tasks.base import Example, Generation, RewardOfCompletion, Scores
+from tutelage.tasks.metrics import reference_rewards, rouge
 from tutelage.tasks.rows import BadRowError, DataSource, checked_text, text
 
 
@@ -79,6 +80,11 @@ class Summarization:
     def score(self, completions: Sequence[str], examples: Sequence[Example]) -> Scores:
         """ROUGE F-measures against the best of each example's references."""
         return rouge(completions, [self.references(example) for example in examples], self.metric)
+
+    @cached_property
+    def rewards(self) -> Mapping[str, RewardOfCompletion]:
+        """Exact match, ROUGE, and sentence BLEU and chrF, against the best of an example's references."""
+        return reference_rewards(self.references)
 
     def _check(self, row: Example) -> None:
         text(row, self.document_column, "document_column", "prompt")

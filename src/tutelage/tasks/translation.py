@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from tutelage.errors import UserError
-from tutelage.tasks.base import Example, Generation, Scores
-from tutelage.tasks.metrics import bleu
+from tutelage.tasks.base import Example, Generation, RewardOfCompletion, Scores
+from tutelage.tasks.metrics import bleu, reference_rewards
 from tutelage.tasks.rows import BadRowError, DataSource, text
 
 LANGUAGES = {
@@ -88,6 +89,11 @@ class Translation:
     def score(self, completions: Sequence[str], examples: Sequence[Example]) -> Scores:
         """Corpus BLEU and chrF."""
         return bleu(completions, [[self.reference(example)] for example in examples], self.tokenize)
+
+    @cached_property
+    def rewards(self) -> Mapping[str, RewardOfCompletion]:
+        """Exact match, ROUGE, and sentence BLEU and chrF, against the target text."""
+        return reference_rewards(lambda example: [self.reference(example)], self.tokenize)
 
     def _check(self, row: Example) -> None:
         pair = _pair(row)

@@ -15,6 +15,7 @@ from tutelage import divergences
 from tutelage.errors import UserError
 from tutelage.fused import Implementation
 from tutelage.models.options import ModelConfig, StudentConfig
+from tutelage.rewards.options import RLConfig
 from tutelage.section import Section
 from tutelage.teacher.base import parse_signal
 
@@ -47,6 +48,8 @@ class RolloutConfig(Section):
     """Sample among the k most probable tokens; 0: all; None: the task's."""
     max_new_tokens: int | None = Field(None, ge=1)
     """Limit of a completion; None: the task's."""
+    samples_per_prompt: int = Field(1, ge=1)
+    """Sequences the student writes for each prompt of a step; divides train.batch_size, which counts sequences."""
     teacher_temperature: float = Field(0.0, ge=0)
     """Sampling temperature of teacher-generated sequences; 0: greedy."""
     batch_rows: int | None = Field(None, ge=1)
@@ -145,7 +148,7 @@ class Recipe(Section):
     output: Path = Path("runs/latest")
     """The run's folder."""
     method: str = "gkd"
-    """sft, seqkd, supervised_kd, on_policy_kd, imitkd, f_distill or gkd."""
+    """sft, seqkd, supervised_kd, on_policy_kd, imitkd, f_distill, gkd or rl_gkd."""
     divergence: str | None = None
     """forward_kl, reverse_kl, jsd(0.5), jsd(0.5, rescale), total_variation, skew_forward_kl(0.1), ...; None: the method's."""
     teacher_signal: str = "hidden"
@@ -168,6 +171,7 @@ class Recipe(Section):
     task: TaskConfig = TaskConfig()
     rollout: RolloutConfig = RolloutConfig()
     loss: LossConfig = LossConfig()
+    rl: RLConfig = RLConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
@@ -185,6 +189,11 @@ class Config(Recipe):
             raise UserError(
                 f"train.warmup_steps is {self.train.warmup_steps}, but the run has only train.steps={self.train.steps}; "
                 "lower train.warmup_steps"
+            )
+        if self.train.batch_size % self.rollout.samples_per_prompt:
+            raise UserError(
+                f"train.batch_size={self.train.batch_size} is no multiple of rollout.samples_per_prompt="
+                f"{self.rollout.samples_per_prompt}; the batch counts sequences: make it one"
             )
         init = self.student_model.init
         if init == "teacher_layers" and self.student_model.layers is None:

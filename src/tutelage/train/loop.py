@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.batching import micro_batches, token_weights
+from tutelage.data.batching import micro_batches, policy_weights, token_weights
 from tutelage.errors import UserError
 from tutelage.models.student import Student
+from tutelage.rewards.advantages import advantages
+from tutelage.rewards.rewarder import Rewarder, StepRewards
 from tutelage.rollout.log import RolloutLog
 from tutelage.rollout.native import NativeEngine
 from tutelage.sources import Mixture
@@ -40,6 +42,7 @@ class Parts:
         log: the rollout log.
         output: the run's folder.
         held_out: the prompts of the split that is evaluated; empty for none.
+        rewarder: rewards the student's sequences; None for distillation alone.
     """
 
     student: Student
@@ -51,6 +54,7 @@ class Parts:
     log: RolloutLog
     output: Path
     held_out: Sequence[Prompt] = ()
+    rewarder: Rewarder | None = None
 
 
 @dataclass
@@ -75,7 +79,7 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
         evaluate: called every `eval.every` steps with the number of steps done; its numbers join the metrics.
 
     Raises:
-        UserError: the loss or a gradient is not finite; the batch is saved first.
+        UserError: the loss or a gradient is not finite, the batch is saved first; or a sequence cannot be rewarded.
         Interrupted: SIGTERM or Ctrl-C, after the step under way and its checkpoint.
     """
     first = restore(parts)
@@ -93,11 +97,16 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
                     parts.engine.publish(version=step)
                 rollouts = parts.source.next(step)
 
-            # Weights come from the counts of the whole batch, before it is cut: the cut cannot change the gradient.
-            weights = token_weights(rollouts, config.loss.normalisation)
+            rewards = None
+            if parts.rewarder is not None:
+                with watch.phase("reward"):
+                    rewards = parts.rewarder([draw.prompt for draw in parts.source.draws(step)], rollouts)
+
+            # Weights come from the whole batch, before it is cut: the cut cannot change the gradient.
+            weights, policy = weigh(rollouts, rewards, config)
             tally = Tally(rollouts)
             parts.student.module.train()
-            for micro in micro_batches(rollouts, weights, parts.student.model, config.train.micro_batch_tokens):
+            for micro in micro_batches(rollouts, weights, parts.student.model, config.train.micro_batch_tokens, policy):
                 with watch.phase("teacher"):
                     signal = parts.teacher.score(micro) if parts.teacher is not None else None
                 with watch.phase("update"):
@@ -114,6 +123,7 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
             record = {
                 "step": step + 1,
                 **{k: v for k, v in record.items() if k != "finite"},
+                **(rewards.record() if rewards is not None else {}),
                 "learning_rate": learning_rate,
                 "seconds": {name: total - counted.get(name, 0.0) for name, total in watch.seconds.items()},
             }
@@ -124,12 +134,28 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
                     record["evaluation"] = dict(evaluate(done))
             writer.write(record)
             history.records.append(record)
-            progress.update(done, record["loss"], record["tokens"])
+            progress.update(done, record["loss"], record["tokens"], record.get("reward"))
             if done % config.train.checkpoint_every == 0 or done == config.train.steps or stop.requested:
                 with watch.phase("checkpoint"):
                     save(parts, done)
             stop.leave_if_requested(done, config.output)
     return history
+
+
+def weigh(
+    rollouts: Sequence[Rollout], rewards: StepRewards | None, config: Config
+) -> tuple[list[list[float]], list[list[float]] | None]:
+    """The weights of a batch's tokens: in the divergence, and in the policy gradient where there is one.
+
+    With a reward they are the two terms of the paper's Eq. 5, alpha D - (1 - alpha) A log q(y), to be minimised.
+    """
+    weights = token_weights(rollouts, config.loss.normalisation)
+    alpha = config.rl.alpha
+    if rewards is None or alpha == 1:
+        return weights, None
+    above = advantages(rewards.values, rewards.group_size, config.rl.baseline)
+    policy = policy_weights(rollouts, [(1 - alpha) * advantage for advantage in above])
+    return [[alpha * weight for weight in row] for row in weights], policy
 
 
 def restore(parts: Parts) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tutelage import divergences
 from tutelage.divergences import Divergence
 from tutelage.errors import UserError, nearest
+from tutelage.rewards.load import is_scorer
 from tutelage.section import Section
 from tutelage.teacher.base import parse_signal
 from tutelage.train.config import Config
@@ -25,12 +26,14 @@ class Method:
         student_data_fraction: lambda of the paper's Algorithm 1.
         fixed_data: who wrote the sequences that are not the student's.
         summary: one line for help texts.
+        needs_reward: whether it is nothing without `rl.reward`, which every method on the student's own sequences may have.
     """
 
     divergence: str | None
     student_data_fraction: float
     fixed_data: Literal["dataset", "teacher"]
     summary: str
+    needs_reward: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -43,6 +46,9 @@ METHODS: dict[str, Method] = {
     ),
     "f_distill": Method("total_variation", 0.5, "dataset", "total variation, half and half (Wen et al. 2023)"),
     "gkd": Method("jsd(0.5)", 1.0, "dataset", "any divergence, any fraction (the paper's method)"),
+    "rl_gkd": Method(
+        "jsd(0.9)", 1.0, "dataset", "a reward beside the divergence (the paper's Eq. 5)", needs_reward=True
+    ),
 }
 
 
@@ -51,7 +57,7 @@ class Objective:
     """A configuration's method with everything filled in.
 
     Attributes:
-        divergence: the divergence, or None for negative log-likelihood.
+        divergence: the divergence; None for negative log-likelihood, or for a reward alone.
         student_data_fraction: lambda.
         fixed_data: who writes the rest.
     """
@@ -87,6 +93,8 @@ def resolve(config: Config) -> Objective:
             "likelihood of the student's own samples teaches nothing; use method=gkd"
         )
     spelling = config.divergence or preset.divergence
+    if _is_reward_alone(config):
+        spelling = None
     fraction = preset.student_data_fraction if config.student_data_fraction is None else config.student_data_fraction
     objective = Objective(
         divergence=None if spelling is None else divergences.parse(spelling),
@@ -97,8 +105,52 @@ def resolve(config: Config) -> Objective:
         raise UserError(f"method={config.method} needs a teacher: set --teacher to a folder or a hub name")
     if objective.divergence is not None:
         parse_signal(config.teacher_signal).check(objective.divergence)
+    _check_reward(config, objective)
     _refuse_idle_options(config, objective)
     return objective
+
+
+def _is_reward_alone(config: Config) -> bool:
+    """Whether nothing but a reward is looked at. With rl.alpha 0 a teacher may still be there, to measure the divergence from."""
+    return config.rl.reward is not None and config.rl.alpha == 0 and config.teacher is None
+
+
+def _check_reward(config: Config, objective: Objective) -> None:
+    """Raises UserError where samples or rewards do not fit what the steps train on."""
+    fraction, samples = objective.student_data_fraction, config.rollout.samples_per_prompt
+    if METHODS[config.method].needs_reward and config.rl.reward is None:
+        raise UserError(
+            f"method={config.method} needs a reward: set rl.reward (accuracy, rouge2, bleu, scorer:FOLDER, "
+            "package.module:function), or use method=gkd"
+        )
+    if samples > 1 and fraction != 1:
+        raise UserError(
+            f"rollout.samples_per_prompt={samples} with student_data_fraction={fraction}: fixed sequences would repeat themselves; "
+            "set student_data_fraction=1, or drop rollout.samples_per_prompt"
+        )
+    if config.rl.reward is None:
+        return
+    if fraction != 1:
+        raise UserError(
+            f"rl.reward={config.rl.reward} with student_data_fraction={fraction}: a policy gradient is of the student's own "
+            "sequences; set student_data_fraction=1 (method=rl_gkd has it), or drop rl.reward"
+        )
+    if config.rl.alpha == 1:
+        return
+    if config.rl.baseline == "group" and samples == 1:
+        raise UserError(
+            "rl.baseline=group with rollout.samples_per_prompt=1: a sequence is its own baseline, so that every advantage is 0; "
+            "set rollout.samples_per_prompt=2 or more, or rl.baseline=leave_one_out"
+        )
+    if config.rl.baseline == "leave_one_out" and config.train.batch_size == 1:
+        raise UserError(
+            "rl.baseline=leave_one_out with train.batch_size=1: there is no other sequence to compare with; raise "
+            "train.batch_size, or set rl.baseline=none"
+        )
+
+
+# Whether nothing looks at them, the options, why and what to do.
+_Idle = tuple[bool, tuple[str, ...], str]
 
 
 def _refuse_idle_options(config: Config, objective: Objective) -> None:
@@ -106,27 +158,35 @@ def _refuse_idle_options(config: Config, objective: Objective) -> None:
 
     The default itself may be given: the configuration that a run saves names every option.
     """
+    for unused, options, reason in (*_idle_options(config, objective), *_idle_reward_options(config)):
+        for option in options:
+            value, default = _value_and_default(config, option)
+            if unused and value != default:
+                raise UserError(f"{option}={value} has no effect: {reason}")
+
+
+def _idle_options(config: Config, objective: Objective) -> tuple[_Idle, ...]:
     fraction = objective.student_data_fraction
     teacher_writes = objective.fixed_data == "teacher" and fraction < 1
     thins_teacher = config.student_model.init == "teacher_layers"
-    # (whether nothing looks at them, the options, why and what to do)
-    idle: tuple[tuple[bool, tuple[str, ...], str], ...] = (
-        (
-            objective.divergence is None,
-            ("loss.temperature", "teacher_signal"),
-            f"method={config.method} trains on the negative log-likelihood; drop it, or use method=supervised_kd or gkd",
-        ),
+    by_likelihood = (
+        f"method={config.method} trains on the negative log-likelihood; drop it, or use method=supervised_kd or gkd"
+    )
+    without_teacher = f"method={config.method} has no teacher; drop it, or use method=supervised_kd, seqkd or gkd"
+    if _is_reward_alone(config):
+        by_likelihood = without_teacher = (
+            "with rl.alpha 0 and no teacher a run trains on the reward alone; drop it, raise rl.alpha, or set --teacher to "
+            "measure the divergence"
+        )
+    return (
+        (objective.divergence is None, ("divergence", "loss.temperature", "teacher_signal"), by_likelihood),
         (
             config.train.optimizer != "muon",
             ("train.matrix_learning_rate",),
             f"train.optimizer={config.train.optimizer} has train.learning_rate for all weights; drop it, or set "
             "train.optimizer=muon",
         ),
-        (
-            not objective.needs_teacher and not thins_teacher,
-            ("teacher", "teacher_model"),
-            f"method={config.method} has no teacher; drop it, or use method=supervised_kd, seqkd or gkd",
-        ),
+        (not objective.needs_teacher and not thins_teacher, ("teacher", "teacher_model"), without_teacher),
         (
             fraction == 0,
             ("rollout.temperature", "rollout.top_p", "rollout.top_k"),
@@ -145,11 +205,32 @@ def _refuse_idle_options(config: Config, objective: Objective) -> None:
             "the teacher writes no training sequences; drop it, or use method=seqkd, or fixed_data=teacher",
         ),
     )
-    for unused, options, reason in idle:
-        for option in options:
-            value, default = _value_and_default(config, option)
-            if unused and value != default:
-                raise UserError(f"{option}={value} has no effect: {reason}")
+
+
+def _idle_reward_options(config: Config) -> tuple[_Idle, ...]:
+    reward, alpha = config.rl.reward, config.rl.alpha
+    return (
+        (
+            reward is None,
+            ("rl.alpha", "rl.baseline", "rl.scorer_label"),
+            "there is no reward; drop it, or set rl.reward",
+        ),
+        (
+            not is_scorer(reward),
+            ("rl.scorer_label",),
+            f"rl.reward={reward} has no labels; drop it, or set rl.reward=scorer:FOLDER",
+        ),
+        (
+            reward is not None and alpha == 1,
+            ("rl.baseline",),
+            "with rl.alpha 1 the reward is measured and not trained on; drop it, or lower rl.alpha",
+        ),
+        (
+            reward is not None and alpha == 0,
+            ("loss.normalisation",),
+            "with rl.alpha 0 the reward of the whole sequence is trained on, not tokens; drop it, or raise rl.alpha",
+        ),
+    )
 
 
 def _value_and_default(config: Config, option: str) -> tuple[Any, Any]:

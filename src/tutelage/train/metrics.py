@@ -177,18 +177,20 @@ class Progress:
         )
         self._task = self._bar.add_task("", total=total, completed=done)
 
-    def update(self, step: int, loss: float, tokens: int) -> None:
+    def update(self, step: int, loss: float, tokens: int, reward: float | None = None) -> None:
         """Shows a finished step.
 
         Args:
             step: steps done, the first being 1.
             loss: the step's.
             tokens: completion tokens the step trained on.
+            reward: mean reward of its sequences; None where there is none.
         """
         self._tokens += tokens
         rate = self._tokens / self._watch.total if self._watch.total else math.nan
         shares = " ".join(f"{name} {share:.0%}" for name, share in self._watch.shares().items())
-        text = f"loss {loss:.4f}  {rate:,.0f} tokens/s  {shares}"
+        rewarded = "" if reward is None else f"  reward {reward:.3f}"
+        text = f"loss {loss:.4f}{rewarded}  {rate:,.0f} tokens/s  {shares}"
         self._bar.update(self._task, completed=step, description=text)
         now = time.monotonic()
         if self._plain and (now - self._last_line >= PLAIN_INTERVAL_SECONDS or step == self._total):
@@ -219,6 +221,7 @@ class Summary(TypedDict, total=False):
     Keys:
         steps: optimiser steps done.
         loss, forward_kl, reverse_kl, agreement: (at the first step, at the last); nats per token, agreement 0 to 1.
+        reward: mean of the step's sequences, at the first step and at the last.
         tokens: completion tokens trained on.
         seconds: by phase.
         evaluations: metric name -> (before training, after), None where it was not measured.
@@ -227,6 +230,7 @@ class Summary(TypedDict, total=False):
 
     steps: int
     loss: tuple[float, float]
+    reward: tuple[float, float]
     forward_kl: tuple[float, float]
     reverse_kl: tuple[float, float]
     agreement: tuple[float, float]
@@ -239,7 +243,12 @@ class Summary(TypedDict, total=False):
 def closing_table(summary: Summary) -> Table:
     """The table at the end of a run."""
     table = Table("", "first", "last", title=f"{summary['steps']} steps", title_justify="left")
-    for key, label in (("loss", "loss"), ("forward_kl", "forward KL, nats"), ("reverse_kl", "reverse KL, nats")):
+    for key, label in (
+        ("loss", "loss"),
+        ("reward", "reward"),
+        ("forward_kl", "forward KL, nats"),
+        ("reverse_kl", "reverse KL, nats"),
+    ):
         if key in summary:
             first, last = summary[key]  # type: ignore[literal-required]
             table.add_row(label, f"{first:.4f}", f"{last:.4f}")

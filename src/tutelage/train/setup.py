@@ -18,6 +18,8 @@ from tutelage.estimators import check_on_policy
 from tutelage.models import load, vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.student import Student
+from tutelage.rewards.load import load_reward
+from tutelage.rewards.rewarder import Rewarder
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.log import RolloutLog
 from tutelage.rollout.native import NativeEngine
@@ -73,6 +75,7 @@ def prepare(
     task = task or load_task(config.task.name, data=config.task.data, **config.task.options)
     torch.manual_seed(config.seed)
     device = pick_device(config.train.device)
+    reward = load_reward(config.rl, task, sampling_of(config, task), device)
     wants_teacher = objective.needs_teacher or config.student_model.init == "teacher_layers"
     if wants_teacher and teacher is None:
         assert config.teacher is not None  # methods.resolve has seen to it
@@ -93,6 +96,8 @@ def prepare(
     prepare_output(config, stream.prompts)
     parts = connect(config, objective, student, teacher, task, stream)
     parts.held_out = held_out
+    if reward is not None:
+        parts.rewarder = Rewarder(reward, task, student.tokenizer, config.rollout.samples_per_prompt)
     return parts, task
 
 
@@ -208,6 +213,7 @@ def connect(
             config.fraction_unit,
             config.seed,
             log,
+            config.rollout.samples_per_prompt,
         ),
         optimizer=Optimizer(module, config.train),
         checkpoints=Checkpoints(config.output / "checkpoints", config),
