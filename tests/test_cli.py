@@ -211,3 +211,31 @@ def test_values_of_mappings(text: str, value: object) -> None:
 def test_report_draws_the_runs_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(tmp_path / "none")]) == 2
     assert "is no folder; name the folder a run was written to" in capsys.readouterr().err
+
+
+def test_compare_needs_a_recipe_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare"]) == 2
+    assert "needs a recipe" in capsys.readouterr().err
+    assert cli.main(["compare", str(tmp_path / "none.yaml")]) == 2
+    assert "cannot read the recipe" in capsys.readouterr().err
+
+
+def test_compare_options_replace_keys_of_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    class Done:
+        exit_code = 1
+
+    def compare(recipe: Path, *, options: dict[str, object]) -> Done:
+        seen.update(recipe=recipe, options=options)
+        return Done()
+
+    monkeypatch.setattr("tutelage.compare.compare", compare)
+    path = tmp_path / "recipe.yaml"
+    path.write_text("base: {student: s, teacher: t}\nmethods:\n  - {name: KD, method: supervised_kd}\nseeds: [1]\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compare", str(path), "--seeds", "4", "5", "--base.task.data", "d"])
+    assert ended.value.code == 1
+    assert seen["recipe"] == path
+    assert list(seen["options"]["seeds"]) == [4, 5]
+    assert seen["options"]["base"]["task"]["data"] == "d"

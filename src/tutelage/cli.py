@@ -1,14 +1,14 @@
-"""The command line: `tutelage quickstart | train | eval | report`.
+"""The command line: `tutelage quickstart | train | eval | compare | report`.
 
-Exit status: 0; 2 for wrong input, with the reason and no traceback; 130 after Ctrl-C and 143 after SIGTERM, which a
-training run obeys once it has written its checkpoint.
+Exit status: 0; 1 for a comparison in which a run failed; 2 for wrong input, with the reason and no traceback; 130 after
+Ctrl-C and 143 after SIGTERM, which a training run obeys once it has written its checkpoint.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,6 +116,37 @@ def _eval(argv: Sequence[str]) -> None:
     run(config_io.validate(EvalRequest, {**options, **positional}))
 
 
+def _compare(argv: Sequence[str]) -> None:
+    from tutelage import cli_options
+    from tutelage.compare import compare, config
+
+    def parse(arguments: Sequence[str], defaults: Mapping[str, object]) -> tuple[Path | None, dict[str, object]]:
+        positional, options = cli_options.parse(
+            config.ComparisonOptions,
+            arguments,
+            prog="tutelage compare",
+            description="Compare methods from one student. Options go before the keys of the recipe.",
+            defaults=defaults,
+            positional={
+                "recipe": cli_options.Positional(
+                    Path | None, "A YAML file: the methods, what they share, the search.", required=False
+                )
+            },
+        )
+        return positional["recipe"], options
+
+    # As in `train_config`; without a recipe there is nothing but the help.
+    path, _ = parse([a for a in argv if a not in ("-h", "--help")], {})
+    if path is None:
+        parse(argv, {})
+        raise UserError("tutelage compare needs a recipe; recipes/compare/ has some")
+    keys = config.read(path).model_dump(include=set(config.ComparisonOptions.model_fields))
+    _, options = parse(argv, keys)
+    _hide_loading_bars()
+    if exit_code := compare(path, options=options).exit_code:
+        raise SystemExit(exit_code)
+
+
 def _report(argv: Sequence[str]) -> None:
     import tyro
 
@@ -163,6 +194,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "quickstart": _quickstart,
     "train": _train,
     "eval": _eval,
+    "compare": _compare,
     "report": _report,
 }
 
@@ -173,6 +205,7 @@ def _usage() -> str:
   tutelage [bold]quickstart[/]            distil the small teacher the package carries, in minutes on a CPU
   tutelage [bold]train[/] \\[RECIPE.yaml]   train a student; every key of the recipe is an option
   tutelage [bold]eval[/] MODEL            evaluate a Hugging Face model on a task
+  tutelage [bold]compare[/] RECIPE.yaml   methods, divergences and seeds from one student, with tables and plots
   tutelage [bold]report[/] RUN...         draw runs side by side as one HTML file
   tutelage --version
 

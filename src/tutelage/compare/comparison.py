@@ -1,0 +1,295 @@
+"""A whole comparison: search on validation, final runs, one look at the test split, tables and plots."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from rich.console import Console
+
+from tutelage.compare import plan, plot, summary, table
+from tutelage.compare.cell import Job
+from tutelage.compare.config import ComparisonRecipe
+from tutelage.compare.execute import Execute, Failure, Work
+from tutelage.compare.plan import Cell, Choice, Variant
+from tutelage.compare.records import EvaluationProtocol, RunRecord
+from tutelage.compare.summary import FinalRun, Line, Method, Reference
+from tutelage.train.config import Config
+from tutelage.train.setup import make_writable, pick_device
+
+CORES_A_JOB = 2
+Role = Literal["initial", "teacher"]
+_ROLES: dict[Role, str] = {"initial": "initial student", "teacher": "teacher"}
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What a comparison came to.
+
+    Attributes:
+        recipe: as it was run.
+        choices: the hyperparameters of each method; those without any finished point are left out.
+        methods: those with at least one finished run, in the recipe's order.
+        references: initial students and teachers, on the test split.
+        equal_steps: on the test split.
+        equal_time: on validation; empty without evaluations during training.
+        notes: what a reader must know.
+        failures: runs that did not finish; the same command tries them again.
+    """
+
+    recipe: ComparisonRecipe
+    choices: tuple[Choice, ...]
+    methods: tuple[Method, ...]
+    references: tuple[Reference, ...]
+    equal_steps: tuple[Line, ...]
+    equal_time: tuple[Line, ...]
+    notes: tuple[str, ...]
+    failures: tuple[Failure, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0; 1 where a run failed."""
+        return 1 if self.failures else 0
+
+
+class Comparison:
+    """A recipe on its way to its tables. Every configuration and every task is checked when it is made.
+
+    Args:
+        recipe: what to compare.
+        console: for progress and tables.
+        work: does a job.
+        execute: runs the jobs.
+
+    Raises:
+        UserError: a method's configuration, a task or the output folder is wrong.
+    """
+
+    def __init__(self, recipe: ComparisonRecipe, console: Console, work: Work, execute: Execute) -> None:
+        self.recipe, self.console, self.work, self.execute = recipe, console, work, execute
+        self.variants = plan.expand(recipe)
+        self.baseline = recipe.baseline or self.variants[0].name
+        self.search = plan.search_cells(recipe, self.variants)
+        possible = [cell for v in self.variants for point in v.grid for cell in plan.final_cells(recipe, v, point)]
+        plan.check_tasks(possible)
+        make_writable(recipe.output)
+        cores = os.cpu_count() or 1
+        on_gpu = any(pick_device(cell.config.train.device).type != "cpu" for cell in possible)
+        self.parallel = recipe.jobs or (1 if on_gpu else max(1, cores // CORES_A_JOB))
+        self.threads = max(1, cores // self.parallel)
+        self.protocol = EvaluationProtocol(
+            limit=recipe.test_limit,
+            temperatures=recipe.test_temperatures or recipe.temperatures,
+            num_beams=recipe.num_beams,
+            resamples=recipe.resamples,
+        )
+
+    def run(self) -> ComparisonResult:
+        """Runs what is not finished, and makes the tables of all that is.
+
+        Raises:
+            Interrupted: as `execute.run_spawned`.
+        """
+        (self.recipe.output / "recipe.yaml").write_text(_yaml(self.recipe), encoding="utf-8")
+        failures = self._run_all("search", [self._job(cell, tested=False) for cell in self.search])
+        records = self._records(self.search)
+        chosen = {v.name: plan.choose(self.recipe, v, records) for v in self.variants}
+        finals = [
+            (variant, choice, plan.final_cells(self.recipe, variant, choice.point))
+            for variant in self.variants
+            if (choice := chosen[variant.name]) is not None
+        ]
+        cells = [cell for _, _, several in finals for cell in several]
+        references = self._references(cells)
+        jobs = [*references.values(), *(self._job(cell, tested=True) for cell in cells)]
+        failures += self._run_all("comparison", jobs)
+        tested = {key: _reference(key, job) for key, job in references.items() if job.test_record is not None}
+        named = _named(list(tested.values()))
+        initials = {key: reference for key, reference in zip(tested, named, strict=True) if key[0] == "initial"}
+        methods = [
+            Method(variant, choice, runs)
+            for variant, choice, several in finals
+            if (runs := tuple(run for cell in several if (run := self._final(cell, initials)) is not None))
+        ]
+        result = self._result([choice for _, choice, _ in finals], methods, named, failures)
+        _write(result, self.search, self._records(self.search), self.console)
+        return result
+
+    def _result(
+        self, choices: Sequence[Choice], methods: Sequence[Method], named: Sequence[Reference], failures: list[Failure]
+    ) -> ComparisonResult:
+        at_steps = summary.equal_steps(methods, self.baseline)
+        timed = bool(methods) and summary.has_curves(methods)
+        at_time = summary.equal_time(methods, self.baseline) if timed else []
+        notes = summary.notes(methods, [*at_steps, *at_time])
+        if methods and not timed:
+            notes.append("No table at equal time: it needs evaluations during training (base: eval.every).")
+        missing = [v.name for v in self.variants if v.name not in {method.variant.name for method in methods}]
+        notes += [f"Warning: {name} is not in the tables: none of its runs finished." for name in missing]
+        notes += [f"Warning: failed: {failure.label}: {failure.error}" for failure in failures]
+        return ComparisonResult(
+            self.recipe,
+            tuple(choices),
+            tuple(methods),
+            tuple(named),
+            tuple(at_steps),
+            tuple(at_time),
+            tuple(notes),
+            tuple(failures),
+        )
+
+    def _job(self, cell: Cell, *, tested: bool) -> Job:
+        test = self.protocol if tested else None
+        return Job(cell.label, cell.folder, cell.config, "trained", test, self.threads)
+
+    def _run_all(self, phase: str, jobs: Sequence[Job]) -> list[Failure]:
+        """Runs the jobs that are not finished, equal ones once."""
+        several: dict[Path, Job] = {}
+        for job in jobs:
+            several.setdefault(job.folder, job)
+        left = [job for job in several.values() if not job.finished]
+        if jobs:
+            threads = f"{self.parallel} at a time, threads each: {self.threads}"
+            self.console.print(
+                f"{phase}: {len(several)} runs, finished: {len(several) - len(left)}"
+                + (f"; {threads}" if left else ""),
+                highlight=False,
+            )
+        return self.execute(left, self.work, self.parallel, self.console) if left else []
+
+    def _records(self, cells: Sequence[Cell]) -> dict[str, RunRecord]:
+        found = {cell.folder.name: self._job(cell, tested=False).run_record for cell in cells}
+        return {name: record for name, record in found.items() if record is not None}
+
+    def _references(self, cells: Sequence[Cell]) -> dict[tuple[str, ...], Job]:
+        """A job for each initial student and each teacher of the runs."""
+        jobs: dict[tuple[str, ...], Job] = {}
+        for cell in cells:
+            for role, label in _ROLES.items():
+                if role == "initial" or cell.config.teacher is not None:
+                    key = _reference_key(role, cell.config)
+                    folder = self.recipe.output / "references" / key[-1]
+                    jobs.setdefault(key, Job(label, folder, cell.config, role, self.protocol, self.threads))
+        return jobs
+
+    def _final(self, cell: Cell, initials: Mapping[tuple[str, ...], Reference]) -> FinalRun | None:
+        job = self._job(cell, tested=True)
+        record, test = job.run_record, job.test_record
+        if record is None or test is None:
+            return None
+        initial = initials.get(_reference_key("initial", cell.config))
+        return FinalRun(cell.variant, cell.folder.name, record, test, initial)
+
+
+def _reference_key(role: Role, config: Config) -> tuple[str, ...]:
+    """(role, model, address): runs that start from one student, or have one teacher, share its evaluation.
+
+    How much of the training split a method may see makes no other test: the task's options are left out, and gains are
+    taken between models that met the same examples only.
+    """
+    model, options = config.student, config.student_model.model_dump(mode="json", exclude_defaults=True)
+    if role == "teacher":
+        model, options = config.teacher, config.teacher_model.model_dump(mode="json", exclude_defaults=True)
+    elif config.student_model.init == "teacher_layers":
+        model = config.teacher
+    about = [
+        role,
+        model,
+        options,
+        plan.fingerprint(model),
+        config.task.name,
+        config.task.data,
+        config.rollout.max_new_tokens,
+    ]
+    return role, str(model), hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _reference(key: tuple[str, ...], job: Job) -> Reference:
+    assert job.test_record is not None
+    return Reference(job.label, key[1], job.test_record)
+
+
+def _named(references: Sequence[Reference]) -> list[Reference]:
+    """With the model in the name where several have one role."""
+    names = [reference.name for reference in references]
+    return [
+        reference if names.count(reference.name) == 1
+        else Reference(f"{reference.name} {reference.model}", reference.model, reference.test)
+        for reference in references
+    ]  # fmt: skip
+
+
+def _yaml(recipe: ComparisonRecipe) -> str:
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+
+
+def _write(
+    result: ComparisonResult, searched: Sequence[Cell], records: Mapping[str, RunRecord], console: Console
+) -> None:
+    """Tables, page and plots, in the comparison's folder and on the console."""
+    output = result.recipe.output
+    variants: dict[str, Variant] = {v.name: v for v in plan.expand(result.recipe)}
+    keys = plan.searched_keys(list(variants.values()))
+    runs = [run for method in result.methods for run in method.runs]
+    final = {run.cell for run in runs}
+    rows = [row for reference in result.references for row in table.reference_rows(reference, keys)]
+    for cell in searched:
+        name = cell.folder.name
+        if name in records and name not in final:
+            rows += table.search_rows(cell, variants[cell.variant].label, records[name], keys)
+    for run in runs:
+        rows += table.final_rows(run, variants[run.variant].label, run.cell in records, keys)
+    if rows:
+        table.write(rows, output / "runs")
+    grids = [table.choices_grid(result.choices)] if any(choice.tried for choice in result.choices) else []
+    if result.methods:
+        curves = [row for run in runs for row in table.curve_rows(run, variants[run.variant].label, keys)]
+        table.write(curves, output / "curves")
+        table.write(table.line_rows(result.equal_steps, result.equal_time), output / "summary")
+        plot.draw_results(result.methods, result.equal_steps, result.references, output / "results.png")
+        grids += _line_grids(result)
+    plots = [name for name, there in (("results.png", result.methods), ("curves.png", result.equal_time)) if there]
+    if result.equal_time:
+        plot.draw_curves(result.methods, output / "curves.png")
+    page = table.page("Comparison", [*_about(result), *(f"![]({name})" for name in plots)], grids, result.notes)
+    (output / "results.md").write_text(page, encoding="utf-8")
+    table.show(console, grids, result.notes)
+    console.print(f"tables and plots: {output}", highlight=False, soft_wrap=True)
+
+
+def _line_grids(result: ComparisonResult) -> list[table.Grid]:
+    baseline = result.recipe.baseline or plan.expand(result.recipe)[0].name
+    steps = (
+        "At equal steps, on the test split [95%: the metric over seeds (Student's t), gains and their ratios over seeds and "
+        "examples (bootstrap)]"
+    )
+    grids = [table.lines_grid(steps, result.equal_steps, result.references, baseline)]
+    if result.equal_time:
+        budget = summary.time_budget(result.methods)
+        time = (
+            f"At equal time, on validation: the last evaluation within the {budget:,.1f} seconds that the quickest method trains for "
+            "[95%, over seeds]"
+        )
+        grids.append(table.lines_grid(time, result.equal_time, (), baseline))
+    return grids
+
+
+def _about(result: ComparisonResult) -> list[str]:
+    recipe = result.recipe
+    chosen_by = " and ".join(recipe.select_by) or "the headline metric over all decodings"
+    return [
+        f"Seeds: {', '.join(map(str, recipe.seeds))}. Validation: {_examples(recipe.validation_limit)} examples; test: "
+        f"{_examples(recipe.test_limit)}, evaluated once for each run after hyperparameters were chosen.",
+        f"Hyperparameters are the best on validation by {chosen_by} (search seeds: {', '.join(map(str, recipe.search_seeds))}). "
+        "Seconds are those of training steps (rollout, teacher, update), without evaluations and checkpoints.",
+    ]
+
+
+def _examples(limit: int | None) -> str:
+    return "all" if limit is None else f"the first {limit:,}"

@@ -1,0 +1,129 @@
+"""Gains over the initial student, and their ratios, with intervals over seeds and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.eval.statistics import Interval
+
+LEVEL = 0.95
+
+Replicates = Sequence[float] | NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval.
+
+    Attributes:
+        value: from all seeds and examples.
+        interval: 95%; None where it cannot be given.
+    """
+
+    value: float
+    interval: Interval | None
+
+
+def replicate(resample: Callable[[Sequence[int]], float], n_examples: int, resamples: int) -> tuple[float, ...]:
+    """A statistic on bootstrap resamples of the examples; the draws depend on the sizes alone, and are every model's.
+
+    Args:
+        resample: indices of examples -> the statistic on these.
+        n_examples: how many there are.
+        resamples: how many draws, each of `n_examples` with replacement.
+    """
+    generator = np.random.default_rng(0)
+    return tuple(resample(generator.integers(0, n_examples, n_examples).tolist()) for _ in range(resamples))
+
+
+def over_seeds(runs: Sequence[Replicates], seed: int) -> NDArray[np.float64]:
+    """Means over resampled runs: both the luck of a training and the choice of the examples vary.
+
+    Args:
+        runs: [S, R]: for each of S runs that differ by their seed, the statistic on R resamples of the examples.
+        seed: of the draws.
+
+    Returns:
+        [R]: on the r-th resample of the examples, the mean over S runs drawn with replacement.
+
+    Source: two-level bootstrap, Davison & Hinkley 1997, section 3.8.
+    """
+    values = np.asarray(runs, dtype=np.float64)
+    count, resamples = values.shape
+    drawn = np.random.default_rng(seed).integers(0, count, (count, resamples))
+    mean: NDArray[np.float64] = np.take_along_axis(values, drawn, axis=0).mean(axis=0)
+    return mean
+
+
+def gain(values: Sequence[float], initial: float, runs: Sequence[Replicates], initial_run: Replicates) -> Estimate:
+    """Mean over seeds minus the initial student.
+
+    Args:
+        values: the metric of each run on all examples.
+        initial: the initial student's.
+        runs, initial_run: the same on R resamples of the examples: [S, R] and [R].
+    """
+    differences = over_seeds(runs, seed=1) - np.asarray(initial_run)
+    return Estimate(float(np.mean(values)) - initial, percentiles(differences))
+
+
+def gain_ratio(
+    values: Sequence[float],
+    baseline: Sequence[float],
+    initial: float,
+    runs: Sequence[Replicates],
+    baseline_runs: Sequence[Replicates],
+    initial_run: Replicates,
+) -> Estimate | None:
+    """The gain of a method divided by the gain of the baseline method, both over one initial student.
+
+    Args:
+        values, baseline: the metric of each run of either method.
+        initial: the initial student's.
+        runs, baseline_runs, initial_run: the same on R resamples of the examples: [S, R], [S', R] and [R].
+
+    Returns:
+        None where the baseline gains nothing. Its interval is None where the baseline's gain cannot be told from zero: the
+        ratio then has no bounds.
+    """
+    below = float(np.mean(baseline)) - initial
+    if below <= 0:
+        return None
+    ratio = (float(np.mean(values)) - initial) / below
+    start = np.asarray(initial_run)
+    over = over_seeds(runs, seed=1) - start
+    under = over_seeds(baseline_runs, seed=2) - start
+    if percentiles(under).low <= 0:
+        return Estimate(ratio, None)
+    # At most 2.5% of the denominators are not positive: these replicates are beyond every bound.
+    ratios = np.divide(over, under, out=np.where(over < 0, -np.inf, np.inf), where=under > 0)
+    return Estimate(ratio, _order_statistics(ratios))
+
+
+def seed_ratio(gains: Sequence[float], baseline: Sequence[float], resamples: int = 1000) -> Estimate | None:
+    """`gain_ratio` of gains whose examples stay as they are: its interval is over seeds alone.
+
+    Args:
+        gains, baseline: the gain of each run of either method.
+        resamples: draws of seeds.
+    """
+    runs, others = (np.tile(np.asarray(side, dtype=np.float64)[:, None], resamples) for side in (gains, baseline))
+    return gain_ratio(gains, baseline, 0.0, list(runs), list(others), np.zeros(resamples))
+
+
+def percentiles(values: NDArray[np.float64]) -> Interval:
+    """The middle 95%, between neighbours linearly."""
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def _order_statistics(values: NDArray[np.float64]) -> Interval:
+    """The middle 95% of values among which may be infinite ones: no interpolation."""
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(values, [tail, 1 - tail], method="nearest")
+    return Interval(float(low), float(high))

@@ -1,0 +1,285 @@
+"""What a comparison runs: methods spread over their grids and seeds, each run in a folder named by its configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tutelage.compare.config import ComparisonRecipe, MethodEntry, points
+from tutelage.compare.records import RunRecord, Score
+from tutelage.errors import UserError, nearest
+from tutelage.tasks import load_task
+from tutelage.train import config_io
+from tutelage.train.config import Config, TaskConfig, identity
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
+_LEADING_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method of the comparison, after `divergences` and `fractions` are spelled out.
+
+    Attributes:
+        name: unique; "gkd jsd(0.5) 0.25".
+        label: as plots call it.
+        keys: nested keys of its recipe, the base's among them.
+        grid: hyperparameters to choose from, by dotted key; a single point is no choice and needs no search.
+    """
+
+    name: str
+    label: str
+    keys: Mapping[str, Any]
+    grid: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run: a variant at one point of its grid with one seed.
+
+    Attributes:
+        variant: its name.
+        point: the hyperparameters.
+        config: the run's; `config.output` is the cell's folder.
+    """
+
+    variant: str
+    point: Mapping[str, Any]
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        """Named by the configuration: equal runs are one run, whoever asks for them and when."""
+        return self.config.output
+
+    @property
+    def label(self) -> str:
+        """For the progress display."""
+        shown = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.point.items())
+        return f"{self.variant}{f' ({shown})' if shown else ''}, seed {self.config.seed}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The hyperparameters a variant goes into the comparison with.
+
+    Attributes:
+        variant: its name.
+        point: the best of the grid.
+        score: its mean over search seeds and `select_by`, on validation; None where there was nothing to choose.
+        edges: keys whose chosen value is the smallest or the largest of the grid: the best may lie beyond.
+        tried: every point of the grid with its score, None where a run of it failed.
+    """
+
+    variant: str
+    point: Mapping[str, Any]
+    score: float | None
+    edges: tuple[str, ...]
+    tried: tuple[tuple[Mapping[str, Any], float | None], ...]
+
+
+def expand(recipe: ComparisonRecipe) -> tuple[Variant, ...]:
+    """The methods of a recipe, `divergences` and `fractions` spelled out, in its order.
+
+    Raises:
+        UserError: two have one name, or `baseline` names none of them.
+    """
+    variants = [variant for entry in recipe.methods for variant in _variants(recipe, entry)]
+    names = [variant.name for variant in variants]
+    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if repeated:
+        raise UserError(f"methods: two are called {repeated[0]!r}; give each a name of its own")
+    if recipe.baseline is not None and recipe.baseline not in names:
+        raise UserError(f"baseline={recipe.baseline} is none of the methods; {nearest(recipe.baseline, names)}")
+    return tuple(variants)
+
+
+def _variants(recipe: ComparisonRecipe, entry: MethodEntry) -> Iterator[Variant]:
+    base = recipe.base.model_dump(exclude_unset=True)
+    own = entry.model_dump(exclude_unset=True)
+    for key in ("name", "label", "divergences", "fractions", "search"):
+        own.pop(key, None)
+    keys = config_io.deep_merge(base, own)
+    grid = points(recipe.search if entry.search is None else entry.search)
+    for divergence in entry.divergences or (None,):
+        for fraction in entry.fractions or (None,):
+            more: dict[str, Any] = {}
+            name, label = [entry.name], [entry.label or entry.name]
+            if divergence is not None:
+                more["divergence"] = divergence
+                name.append(divergence)
+                label.append(divergence)
+            if fraction is not None:
+                more["student_data_fraction"] = fraction
+                name.append(f"{fraction:g}")
+                label.append(f"fraction {fraction:g}")
+            yield Variant(" ".join(name), ", ".join(label), {**keys, **more}, grid)
+
+
+def search_cells(recipe: ComparisonRecipe, variants: Sequence[Variant]) -> list[Cell]:
+    """The runs of the search: every point of every grid that has more than one, with every search seed."""
+    return [
+        make_cell(recipe, variant, point, seed)
+        for variant in variants
+        if len(variant.grid) > 1
+        for point in variant.grid
+        for seed in recipe.search_seeds
+    ]
+
+
+def final_cells(recipe: ComparisonRecipe, variant: Variant, point: Mapping[str, Any]) -> list[Cell]:
+    """The runs of a variant that are compared: its chosen point with every seed."""
+    return [make_cell(recipe, variant, point, seed) for seed in recipe.seeds]
+
+
+def make_cell(recipe: ComparisonRecipe, variant: Variant, point: Mapping[str, Any], seed: int) -> Cell:
+    """The run of a variant at a point of its grid with a seed.
+
+    Raises:
+        UserError: its configuration is wrong; names the variant.
+    """
+    ours = {
+        "seed": seed,
+        "eval.final": "validation",
+        "eval.limit": recipe.validation_limit,
+        "eval.temperatures": recipe.temperatures,
+        "log.progress": False,
+        "log.samples": 0,
+    }
+    try:
+        keys = config_io.deep_merge(variant.keys, config_io.nest(point))
+        config = config_io.build(config_io.deep_merge(keys, config_io.nest(ours)))
+    except UserError as error:
+        raise UserError(f"method {variant.name}: {error}") from error
+    config = config.model_copy(update={"output": recipe.output / "runs" / address(config)})
+    return Cell(variant.name, point, config)
+
+
+def address(config: Config) -> str:
+    """A name for all that shapes a run and what is measured on validation; how the test split is evaluated is not in it.
+
+    Keys at their defaults are left out, so that a later version with more keys finds the same runs. The models' weights go
+    in by the beginning of their files: a student trained anew in the same folder is another student.
+    """
+    set_keys = config.model_dump(mode="json", exclude_defaults=True)
+    content = {
+        "trajectory": _common(identity(config), set_keys),
+        "validation": {key: config.model_dump(mode="json")["eval"][key] for key in ("every", "limit", "temperatures")},
+        "weights": [fingerprint(model) for model in (config.student, config.teacher)],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint(model: str | None) -> str | None:
+    """A hash of the beginnings of a local folder's weights; None for the name of a hub model.
+
+    Raises:
+        UserError: it looks like a local folder and is none.
+    """
+    if model is None:
+        return None
+    folder = Path(model).expanduser()
+    if not folder.exists():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            raise UserError(f"no model folder at {model!r}: train it first, or give another student or teacher")
+        return None
+    digest = hashlib.sha256()
+    files = [folder] if folder.is_file() else sorted(path for kind in _WEIGHTS for path in folder.glob(kind))
+    for path in files:
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_LEADING_BYTES))
+    return digest.hexdigest()
+
+
+def check_tasks(cells: Sequence[Cell]) -> None:
+    """Builds every task once. Raises UserError where one is wrong, or has no validation or no test split."""
+    checked: list[TaskConfig] = []
+    for cell in cells:
+        given = cell.config.task
+        if given in checked:
+            continue
+        checked.append(given)
+        try:
+            task = load_task(given.name, data=given.data, **given.options)
+            for split in ("train", "validation", "test"):
+                task.examples(split)
+        except UserError as error:
+            raise UserError(f"method {cell.variant}: {error}") from error
+
+
+def choose(recipe: ComparisonRecipe, variant: Variant, records: Mapping[str, RunRecord]) -> Choice | None:
+    """The best point of a variant's grid on validation; None where every point has a failed run.
+
+    Args:
+        recipe: says by what, and with which seeds.
+        variant: with its grid.
+        records: finished runs, by `Cell.folder.name`.
+
+    Raises:
+        UserError: `select_by` names a metric that the runs do not have.
+    """
+    if len(variant.grid) == 1:
+        return Choice(variant.name, variant.grid[0], None, (), ())
+    tried: list[tuple[Mapping[str, Any], float | None]] = []
+    for point in variant.grid:
+        names = [make_cell(recipe, variant, point, seed).folder.name for seed in recipe.search_seeds]
+        finished = [records[name] for name in names if name in records]
+        complete = len(finished) == len(names)
+        tried.append((point, fmean(map(selector(recipe), finished)) if complete else None))
+    scored = [(score, point) for point, score in tried if score is not None]
+    if not scored:
+        return None
+    best, point = max(scored, key=lambda pair: pair[0])
+    return Choice(variant.name, point, best, edges(point, variant.grid), tuple(tried))
+
+
+def selector(recipe: ComparisonRecipe) -> Any:
+    """The function record -> number that `select_by` stands for."""
+
+    def mean_of(record: RunRecord) -> float:
+        if not recipe.selection:
+            return fmean(score.value for score in record.scores if score.headline)
+        found: dict[tuple[str, str], Score] = {(score.metric, score.decoding): score for score in record.scores}
+        for wanted in recipe.selection:
+            if wanted not in found:
+                known = [", ".join(pair) for pair in found]
+                raise UserError(f"select_by={', '.join(wanted)}: no such metric; {nearest(', '.join(wanted), known)}")
+        return fmean(found[wanted].value for wanted in recipe.selection)
+
+    return mean_of
+
+
+def edges(point: Mapping[str, Any], grid: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The keys of a point whose value is the smallest or the largest of several numbers on the grid."""
+    found = []
+    for key, value in point.items():
+        values = {other[key] for other in grid if isinstance(other[key], int | float)}
+        if len(values) > 1 and value in (min(values), max(values)):
+            found.append(key)
+    return tuple(found)
+
+
+def value_of(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key in a dumped configuration; None where a mapping has no such name."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part)
+    return value
+
+
+def searched_keys(variants: Sequence[Variant]) -> tuple[str, ...]:
+    """Every key that some grid varies, in the order of the recipe."""
+    return tuple(dict.fromkeys(key for variant in variants for point in variant.grid for key in point))
+
+
+def _common(whole: Any, kept: Any) -> Any:
+    """The part of `whole` whose keys are in `kept` too, at every depth."""
+    if isinstance(whole, dict) and isinstance(kept, dict):
+        return {key: _common(whole[key], kept[key]) for key in whole if key in kept}
+    return whole

@@ -1,0 +1,247 @@
+"""What a comparison found: every method at equal steps on the test split, and at equal time on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from tutelage.compare.intervals import Estimate, gain, gain_ratio, seed_ratio
+from tutelage.compare.plan import Choice, Variant
+from tutelage.compare.records import EvaluationRecord, RunRecord, Score
+from tutelage.eval.statistics import SeedSummary, seed_summary
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model that no method trained.
+
+    Attributes:
+        name: "initial student" or "teacher", with the folder where there are several.
+        model: its folder or hub name.
+        test: on the test split.
+    """
+
+    name: str
+    model: str
+    test: EvaluationRecord
+
+
+@dataclass(frozen=True)
+class FinalRun:
+    """A run that is compared.
+
+    Attributes:
+        variant: name of its method.
+        cell: name of its folder.
+        record: of the training.
+        test: on the test split.
+        initial: the student it started from; None where that could not be evaluated.
+    """
+
+    variant: str
+    cell: str
+    record: RunRecord
+    test: EvaluationRecord
+    initial: Reference | None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with its runs.
+
+    Attributes:
+        variant: name, label, grid.
+        choice: the hyperparameters.
+        runs: one per seed that finished.
+    """
+
+    variant: Variant
+    choice: Choice
+    runs: tuple[FinalRun, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of a training, mean over the runs."""
+        return fmean(run.record.total_seconds for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method in one decoding.
+
+    Attributes:
+        method: its name.
+        metric, decoding: what was measured.
+        runs: how many, one per seed.
+        steps: optimiser steps.
+        tokens, seconds: of training until then, means over the runs.
+        over_seeds: mean of the metric with its Student-t interval.
+        gain: over the initial student; None without it, or where it met other examples.
+        ratio: of the gain to the baseline's; None where there is none.
+    """
+
+    method: str
+    metric: str
+    decoding: str
+    runs: int
+    steps: int
+    tokens: float
+    seconds: float
+    over_seeds: SeedSummary
+    gain: Estimate | None
+    ratio: Estimate | None
+
+
+def equal_steps(methods: Sequence[Method], baseline: str) -> list[Line]:
+    """The finished students on the test split, by method and decoding; intervals of gains over seeds and examples.
+
+    Args:
+        methods: each with at least one run.
+        baseline: name of the method whose gain divides the others'.
+    """
+    under = next((method for method in methods if method.variant.name == baseline), None)
+    return [line for method in methods for line in _tested(method, under)]
+
+
+def _tested(method: Method, baseline: Method | None) -> Iterator[Line]:
+    first = method.runs[0]
+    for score in (score for score in first.test.scores if score.headline):
+        decoding = score.decoding
+        values = [_headline(run.test.scores, decoding).value for run in method.runs]
+        initial = _shared_start(method)
+        over_initial = ratio = None
+        if initial is not None:
+            at_first = _headline(initial.test.scores, decoding).value
+            start, runs = initial.test.replicates[decoding], _replicates(method, decoding)
+            over_initial = gain(values, at_first, runs, start)
+            if baseline is not None and baseline is not method and _shared_start(baseline) == initial:
+                others = [_headline(run.test.scores, decoding).value for run in baseline.runs]
+                ratio = gain_ratio(values, others, at_first, runs, _replicates(baseline, decoding), start)
+        yield Line(
+            method.variant.name,
+            score.metric,
+            decoding,
+            len(values),
+            first.record.steps,
+            fmean(run.record.tokens for run in method.runs),
+            method.seconds,
+            seed_summary(values),
+            over_initial,
+            ratio,
+        )
+
+
+def _shared_start(method: Method) -> Reference | None:
+    """The initial student of all runs of a method, where it was tested on the very examples that they were."""
+    initial = method.runs[0].initial
+    if initial is None or any(run.initial != initial for run in method.runs):
+        return None
+    return initial if all(run.test.examples == initial.test.examples for run in method.runs) else None
+
+
+def _replicates(method: Method, decoding: str) -> list[tuple[float, ...]]:
+    return [run.test.replicates[decoding] for run in method.runs]
+
+
+def time_budget(methods: Sequence[Method]) -> float:
+    """The seconds that the quickest method trains for: what every method is given at equal time."""
+    return min(method.seconds for method in methods)
+
+
+def affordable(method: Method, budget: float) -> int:
+    """Index into the curves of a method's runs: the last evaluation that it reaches within a budget of seconds.
+
+    The time of an evaluation is its mean over the runs, so that one run on a busy machine does not lose its last evaluation.
+    """
+    curves = [run.record.curve for run in method.runs]
+    reached = [fmean(point.seconds for point in points) for points in zip(*curves, strict=True)]
+    # The quickest method's own mean is the budget: rounding must not cost it its last evaluation.
+    return max(i for i, seconds in enumerate(reached) if seconds <= budget * (1 + 1e-9))
+
+
+def equal_time(methods: Sequence[Method], baseline: str) -> list[Line]:
+    """The students on validation after the seconds of the quickest method; intervals over seeds only.
+
+    Args:
+        methods: each with at least one run, and evaluations during training.
+        baseline: as in `equal_steps`.
+    """
+    budget = time_budget(methods)
+    reached = {method.variant.name: affordable(method, budget) for method in methods}
+    gains = {name: _gains_at(method, reached[name]) for name, method in _by_name(methods).items()}
+    lines = []
+    for name, method in _by_name(methods).items():
+        at = [run.record.curve[reached[name]] for run in method.runs]
+        for score in at[0].scores:
+            decoding = score.decoding
+            gained = seed_summary(gains[name][decoding])
+            others = gains[baseline][decoding] if baseline in gains and baseline != name else None
+            lines.append(
+                Line(
+                    name,
+                    score.metric,
+                    decoding,
+                    len(at),
+                    at[0].step,
+                    fmean(point.tokens for point in at),
+                    fmean(point.seconds for point in at),
+                    seed_summary([_headline(point.scores, decoding).value for point in at]),
+                    Estimate(gained.mean, gained.interval),
+                    None if others is None else seed_ratio(gains[name][decoding], others),
+                )
+            )
+    return lines
+
+
+def _by_name(methods: Sequence[Method]) -> dict[str, Method]:
+    return {method.variant.name: method for method in methods}
+
+
+def _gains_at(method: Method, index: int) -> dict[str, list[float]]:
+    """By decoding: each run's metric at that evaluation over its own before training."""
+    found: dict[str, list[float]] = {}
+    for run in method.runs:
+        before, at = run.record.curve[0], run.record.curve[index]
+        for score in at.scores:
+            found.setdefault(score.decoding, []).append(score.value - _headline(before.scores, score.decoding).value)
+    return found
+
+
+def has_curves(methods: Sequence[Method]) -> bool:
+    """Whether every run was evaluated before training, during it and after it, all runs of a method at the same steps."""
+    return all(
+        len(run.record.curve) > 2
+        and run.record.curve[0].step == 0
+        and [point.step for point in run.record.curve] == [point.step for point in method.runs[0].record.curve]
+        for method in methods
+        for run in method.runs
+    )
+
+
+def notes(methods: Sequence[Method], lines: Sequence[Line]) -> list[str]:
+    """What a reader of the tables must know."""
+    found = []
+    for method in methods:
+        name, choice = method.variant.name, method.choice
+        for key in choice.edges:
+            found.append(
+                f"Warning: {name} chose {key} = {choice.point[key]} at the edge of its grid; the best may lie beyond: widen it."
+            )
+        failed = [point for point, score in choice.tried if score is None]
+        if failed:
+            shown = "; ".join(", ".join(f"{key} = {value}" for key, value in point.items()) for point in failed)
+            found.append(f"Warning: {name} was not chosen at {shown}: a run there failed.")
+        if _shared_start(method) is None:
+            found.append(f"{name} has no gain: its initial student was not tested, or not on the same examples.")
+    if len({method.runs[0].record.steps for method in methods}) > 1:
+        found.append("Warning: the methods do not train for the same number of steps.")
+    if any(len(method.runs) == 1 for method in methods):
+        found.append("A single seed says nothing about the luck of a training: its interval is over examples only.")
+    if any(line.ratio is not None and line.ratio.interval is None for line in lines):
+        found.append("A ratio without an interval: the baseline's own gain cannot be told from zero.")
+    return found
+
+
+def _headline(scores: Sequence[Score], decoding: str) -> Score:
+    return next(score for score in scores if score.headline and score.decoding == decoding)

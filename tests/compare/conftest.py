@@ -1,0 +1,124 @@
+"""Comparisons whose runs are written by hand: every number known, nothing trained."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tutelage.compare import records
+from tutelage.compare.cell import RUN_RECORD, TEST_RECORD, Job
+from tutelage.compare.comparison import Comparison, ComparisonResult
+from tutelage.compare.config import ComparisonRecipe, read
+from tutelage.compare.execute import run_here
+from tutelage.compare.records import EvaluationProtocol, EvaluationRecord, Point, RunRecord, Score
+from tutelage.errors import UserError
+from tutelage.train import config_io
+
+BASE: dict[str, Any] = {
+    "student": "tiny-student",
+    "teacher": "tiny-teacher",
+    "task": {"name": "arithmetic", "options": {"level": "easy", "train_size": 20}},
+    "train": {"steps": 4, "device": "cpu"},
+    "eval": {"every": 2},
+}
+
+
+def raw_recipe(output: Path, **changes: Any) -> dict[str, Any]:
+    """A comparison of two methods with two seeds; `changes` replace its keys."""
+    methods = [{"name": "kd", "method": "supervised_kd"}, {"name": "gkd", "method": "gkd"}]
+    return {
+        "base": BASE, "methods": methods, "seeds": [0, 1], "temperatures": [0.0], "resamples": 20, "jobs": 1,
+        "output": str(output), **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path) -> Callable[..., ComparisonRecipe]:
+    def make(**changes: Any) -> ComparisonRecipe:
+        return read(raw_recipe(tmp_path / "compare", **changes))
+
+    return make
+
+
+def score(value: float, decoding: str = "greedy") -> Score:
+    """A headline score."""
+    return Score(metric="accuracy", decoding=decoding, value=value, low=value - 1, high=value + 1, headline=True)
+
+
+def run_record(
+    values: Sequence[float], *, step_seconds: float = 1.0, every: int = 2, seed: int = 0, **config: Any
+) -> RunRecord:
+    """A run with these values on validation, from step 0 on, `every` steps apart; 10 tokens a step."""
+    curve = tuple(
+        Point(step=every * i, seconds=every * i * step_seconds, tokens=10 * every * i, scores=(score(value),))
+        for i, value in enumerate(values)
+    )
+    steps = curve[-1].step
+    return RunRecord(
+        config={"seed": seed, **config},
+        steps=steps,
+        tokens=10 * steps,
+        seconds={"rollout": 0.25 * steps * step_seconds, "teacher": 0.0, "update": 0.75 * steps * step_seconds},
+        threads=1,
+        scores=curve[-1].scores,
+        curve=curve,
+    )
+
+
+def held_out_record(value: float, protocol: EvaluationProtocol, examples: str = "these") -> EvaluationRecord:
+    """A test whose metric is `value` on every resample of the examples."""
+    constant = {"greedy": (value,) * protocol.resamples}
+    return EvaluationRecord(protocol=protocol, examples=examples, scores=(score(value),), replicates=constant)
+
+
+@dataclass
+class Worker:
+    """Does jobs by writing records: what it was asked is kept, in order.
+
+    Attributes:
+        value: job -> the metric at the end of its run.
+        breaks: labels of jobs that fail.
+        stop_after: jobs done before it is interrupted; None: never.
+        trained, tested: labels of the jobs.
+    """
+
+    value: Callable[[Job], float] = lambda job: 50.0
+    breaks: tuple[str, ...] = ()
+    stop_after: int | None = None
+    trained: list[str] = field(default_factory=list)
+    tested: list[str] = field(default_factory=list)
+
+    def __call__(self, job: Job) -> None:
+        if job.label in self.breaks:
+            raise UserError("the loss is nan")
+        if self.stop_after is not None and len(self.trained) + len(self.tested) >= self.stop_after:
+            raise KeyboardInterrupt
+        job.folder.mkdir(parents=True, exist_ok=True)
+        value = self.value(job) if job.model == "trained" else {"initial": 10.0, "teacher": 90.0}[job.model]
+        if job.model == "trained" and job.run_record is None:
+            self.trained.append(job.label)
+            slow = 3.0 if job.config.method == "gkd" else 1.0
+            config = job.config.model_dump(mode="json")
+            record = run_record([10.0, (10 + value) / 2, value], step_seconds=slow, **config)
+            records.write(record, job.folder / RUN_RECORD)
+        if job.test is not None and job.test_record is None:
+            self.tested.append(job.label)
+            records.write(held_out_record(value, job.test), job.folder / TEST_RECORD)
+
+
+@pytest.fixture
+def run_comparison(tmp_path: Path) -> Callable[..., ComparisonResult]:
+    """Runs a comparison in this process with a `Worker`; `printed` takes what it prints."""
+
+    def go(worker: Worker, printed: io.StringIO | None = None, **changes: Any) -> ComparisonResult:
+        recipe = read(config_io.deep_merge(raw_recipe(tmp_path / "compare"), changes))
+        console = Console(file=printed or io.StringIO(), width=200)
+        return Comparison(recipe, console, worker, run_here).run()
+
+    return go

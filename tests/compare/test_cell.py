@@ -1,0 +1,130 @@
+"""Runs of the real thing, with tiny models."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from tests.conftest import build_module, tokenizer
+from tutelage.compare import cell as cells
+from tutelage.compare import compare, plan
+from tutelage.compare.cell import Job
+from tutelage.compare.config import read
+from tutelage.compare.records import EvaluationProtocol
+from tutelage.run import run
+from tutelage.train import config_io
+
+QUIET = Console(file=io.StringIO())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, (role, hidden) in enumerate({"student": 16, "teacher": 32}.items()):
+        module: Any = build_module("llama", seed=seed, dtype=torch.float32, vocab=len(tokenizer()), hidden=hidden)
+        module.save_pretrained(folder / role)
+        tokenizer().save_pretrained(folder / role)
+    return folder
+
+
+def raw(models: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    sizes = {"level": "easy", "train_size": 20, "validation_size": 6, "test_size": 5}
+    recipe = {
+        "base": {
+            "student": str(models / "student"),
+            "teacher": str(models / "teacher"),
+            "task": {"name": "arithmetic", "options": sizes, "max_prompt_tokens": 72},
+            "rollout": {"max_new_tokens": 6},
+            "train": {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "checkpoint_every": 1, "device": "cpu"},
+            "eval": {"every": 1, "bootstrap": 10},
+        },
+        "methods": [{"name": "kd", "method": "supervised_kd"}, {"name": "gkd", "method": "gkd"}],
+        "seeds": [0, 1], "resamples": 30, "jobs": 1, "output": str(output),
+    }  # fmt: skip
+    return config_io.deep_merge(recipe, changes)
+
+
+def test_end_to_end(models: Path, tmp_path: Path) -> None:
+    result = compare(raw(models, tmp_path / "out"), console=QUIET, in_processes=False)
+    assert result.exit_code == 0
+    assert [[run.record.config["seed"] for run in method.runs] for method in result.methods] == [[0, 1], [0, 1]]
+    for method in result.methods:
+        for each in method.runs:
+            assert [point.step for point in each.record.curve] == [0, 1, 2, 3]
+            assert len(each.test.replicates["T=1"]) == 30
+            assert each.initial is not None
+            assert each.initial.test.examples == each.test.examples
+            folder = tmp_path / "out" / "runs" / each.cell
+            assert not (folder / "checkpoints").exists()
+            lines = (folder / "test" / "completions.jsonl").read_text().splitlines()
+            assert [json.loads(line)["decoding"] for line in lines] == ["greedy"] * 5 + ["T=1"] * 5
+    first = result.methods[0].runs[0]
+    assert first.record.tokens == sum(
+        json.loads(line)["tokens"]
+        for line in (tmp_path / "out/runs" / first.cell / "metrics.jsonl").read_text().splitlines()
+    )
+    scores = {(score.metric, score.decoding) for score in first.record.scores}
+    assert {("accuracy", "greedy"), ("step_accuracy", "T=1"), ("reverse_kl", "references")} <= scores
+    assert {reference.name for reference in result.references} == {"initial student", "teacher"}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
+    assert compare(raw(models, tmp_path / "out"), console=QUIET, in_processes=False) == result
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")} == before
+
+
+def make_job(models: Path, output: Path, test: EvaluationProtocol | None = None) -> Job:
+    recipe = read(raw(models, output))
+    cell = plan.make_cell(recipe, plan.expand(recipe)[1], {}, 0)
+    return Job(cell.label, cell.folder, cell.config, "trained", test, 1)
+
+
+def test_a_run_that_was_killed_goes_on(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, killed = make_job(models, tmp_path / "whole"), make_job(models, tmp_path / "killed")
+    cells.work(whole)
+    with monkeypatch.context() as patched:
+        saved = []
+
+        def save_two(parts: Any, step: int) -> None:
+            original(parts, step)
+            saved.append(step)
+            if step == 2:
+                raise RuntimeError("killed")
+
+        original = run.__globals__["loop"].save
+        patched.setattr(run.__globals__["loop"], "save", save_two)
+        with pytest.raises(RuntimeError, match="killed"):
+            cells.work(killed)
+        assert saved == [1, 2]
+    assert not killed.finished
+    cells.work(killed)
+    assert killed.finished
+    assert killed.folder.name == whole.folder.name
+    expected, record = whole.run_record, killed.run_record
+    assert expected is not None
+    assert record is not None
+    assert (record.scores, record.tokens) == (expected.scores, expected.tokens)
+    assert [point.scores for point in record.curve] == [point.scores for point in expected.curve]
+    weights = [(job.folder / "model" / "model.safetensors").read_bytes() for job in (whole, killed)]
+    assert weights[0] == weights[1]
+
+
+def test_a_search_never_sees_the_test_split(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tutelage.tasks.arithmetic import Arithmetic
+
+    asked = []
+    original = Arithmetic.examples
+    monkeypatch.setattr(Arithmetic, "examples", lambda self, split: asked.append(split) or original(self, split))
+    cells.work(make_job(models, tmp_path))
+    assert set(asked) == {"train", "validation"}
+    cells.work(make_job(models, tmp_path, EvaluationProtocol(limit=2, temperatures=(0.0,), num_beams=2, resamples=5)))
+    assert asked.count("test") == 1
+    tested = make_job(
+        models, tmp_path, EvaluationProtocol(limit=2, temperatures=(0.0,), num_beams=2, resamples=5)
+    ).test_record
+    assert tested is not None
+    assert set(tested.replicates) == {"greedy", "beam 2"}

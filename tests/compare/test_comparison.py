@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.compare.conftest import Worker
+from tutelage.compare.cell import Job
+from tutelage.compare.comparison import ComparisonResult
+from tutelage.errors import UserError
+from tutelage.eval.statistics import Interval
+
+Run = Callable[..., ComparisonResult]
+GRID = {"search": {"train.learning_rate": [0.001, 0.01, 0.1]}}
+
+
+def best_in_the_middle(job: Job) -> float:
+    """0.01 is best; gkd gains twice what kd does; each seed adds a point."""
+    quality = {0.001: 0.5, 0.01: 1.0, 0.1: 0.25}[job.config.train.learning_rate]
+    return 10 + 10 * quality * (2 if job.config.method == "gkd" else 1) + job.config.seed
+
+
+def test_search_then_comparison(run_comparison: Run, tmp_path: Path) -> None:
+    worker = Worker(best_in_the_middle)
+    result = run_comparison(worker, **GRID)
+    assert result.exit_code == 0
+    assert [(choice.variant, choice.point, choice.edges) for choice in result.choices] == [
+        ("kd", {"train.learning_rate": 0.01}, ()),
+        ("gkd", {"train.learning_rate": 0.01}, ()),
+    ]
+    # 2 methods x 3 rates with seed 0, then seed 1 at the chosen rate: seed 0 is there already.
+    assert len(worker.trained) == 6 + 2
+    assert worker.trained[6:] == ["kd (learning_rate 0.01), seed 1", "gkd (learning_rate 0.01), seed 1"]
+    assert sorted(worker.tested) == [
+        "gkd (learning_rate 0.01), seed 0", "gkd (learning_rate 0.01), seed 1", "initial student",
+        "kd (learning_rate 0.01), seed 0", "kd (learning_rate 0.01), seed 1", "teacher",
+    ]  # fmt: skip
+    kd, gkd = result.equal_steps
+    assert (kd.over_seeds.mean, gkd.over_seeds.mean) == (20.5, 30.5)
+    assert kd.gain is not None
+    assert gkd.ratio is not None
+    assert (kd.gain.value, kd.gain.interval) == (10.5, Interval(10.0, 11.0))
+    assert gkd.ratio.value == 20.5 / 10.5
+    # gkd's steps take three times as long: of its evaluations at 0, 6 and 12 seconds, only the first is within kd's 4.
+    assert [(line.steps, line.over_seeds.mean) for line in result.equal_time] == [(4, 20.5), (0, 10.0)]
+
+
+def test_the_same_command_does_nothing_again(run_comparison: Run) -> None:
+    first = run_comparison(Worker(best_in_the_middle), **GRID)
+    again = Worker(best_in_the_middle)
+    assert run_comparison(again, **GRID) == first
+    assert again.trained == again.tested == []
+
+
+def test_more_seeds_train_only_what_is_new(run_comparison: Run) -> None:
+    run_comparison(Worker())
+    more = Worker()
+    run_comparison(more, seeds=[0, 1, 2])
+    assert more.trained == more.tested == ["kd, seed 2", "gkd, seed 2"]
+
+
+def test_another_way_to_test_trains_nothing(run_comparison: Run) -> None:
+    run_comparison(Worker())
+    other = Worker()
+    run_comparison(other, test_limit=7)
+    assert other.trained == []
+    assert len(other.tested) == 2 + 4
+
+
+def test_what_a_kill_leaves_is_gone_on_from(run_comparison: Run) -> None:
+    whole = run_comparison(Worker(best_in_the_middle), **GRID, output="whole")
+    killed = Worker(best_in_the_middle, stop_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_comparison(killed, **GRID)
+    rest = Worker(best_in_the_middle)
+    result = run_comparison(rest, **GRID)
+    assert len(killed.trained) == 3
+    assert len(killed.trained) + len(rest.trained) == 8
+    assert not set(killed.trained) & set(rest.trained)
+    assert result.equal_steps == whole.equal_steps
+
+
+def test_methods_with_one_configuration_share_their_runs(run_comparison: Run) -> None:
+    worker = Worker()
+    result = run_comparison(worker, methods=[{"name": "a", "method": "gkd"}, {"name": "b", "method": "gkd"}])
+    assert worker.trained == ["a, seed 0", "a, seed 1"]
+    assert [len(method.runs) for method in result.methods] == [2, 2]
+
+
+def test_a_failed_run_does_not_stop_the_others(run_comparison: Run, tmp_path: Path) -> None:
+    worker = Worker(breaks=("kd, seed 1",))
+    printed = io.StringIO()
+    result = run_comparison(worker, printed)
+    assert result.exit_code == 1
+    assert [(failure.label, failure.error) for failure in result.failures] == [("kd, seed 1", "the loss is nan")]
+    assert [len(method.runs) for method in result.methods] == [1, 2]
+    assert "kd, seed 1: failed: the loss is nan" in printed.getvalue()
+    assert "Warning: failed: kd, seed 1: the loss is nan" in (tmp_path / "compare" / "results.md").read_text()
+    repaired = Worker()
+    assert run_comparison(repaired).exit_code == 0
+    assert repaired.trained == ["kd, seed 1"]
+
+
+def test_a_rate_that_fails_is_not_chosen(run_comparison: Run) -> None:
+    breaks = (
+        "gkd (learning_rate 0.01), seed 0",
+        *(f"kd (learning_rate {rate}), seed 0" for rate in (0.001, 0.01, 0.1)),
+    )
+    result = run_comparison(Worker(best_in_the_middle, breaks), **GRID)
+    assert [(choice.variant, choice.point) for choice in result.choices] == [("gkd", {"train.learning_rate": 0.001})]
+    assert "Warning: kd is not in the tables: none of its runs finished." in result.notes
+    assert "Warning: gkd was not chosen at train.learning_rate = 0.01: a run there failed." in result.notes
+    assert any("at the edge of its grid" in note for note in result.notes)
+
+
+def test_nothing_finished_still_ends_with_the_reasons(run_comparison: Run) -> None:
+    breaks = tuple(f"{method}, seed {seed}" for method in ("kd", "gkd") for seed in (0, 1))
+    result = run_comparison(Worker(breaks=breaks))
+    assert (result.methods, result.equal_steps, len(result.failures)) == ((), (), 4)
+
+
+def test_everything_is_checked_before_anything_runs(run_comparison: Run) -> None:
+    worker = Worker()
+    with pytest.raises(UserError, match=r"method gkd: train\.warmup_steps is 4"):
+        run_comparison(worker, search={"train.warmup_steps": [0, 4]}, methods=[{"name": "gkd"}])
+    with pytest.raises(UserError, match="method kd: the arithmetic task has no option"):
+        run_comparison(worker, base={"task": {"options": {"sizes": 3}}})
+    assert worker.trained == []
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_tidy_tables(run_comparison: Run, tmp_path: Path) -> None:
+    run_comparison(Worker(best_in_the_middle), **GRID)
+    folder = tmp_path / "compare"
+    rows = rows_of(folder / "runs.csv")
+    # Two references; four runs of the search that were not chosen; four final runs on validation and on test.
+    counts = {phase: sum(row["phase"] == phase for row in rows) for phase in ("reference", "search", "final")}
+    assert counts == {"reference": 2, "search": 4, "final": 8}
+    (row,) = (r for r in rows if (r["method"], r["seed"], r["split"], r["phase"]) == ("gkd", "1", "test", "final"))
+    assert (row["value"], row["low"], row["high"], row["train.learning_rate"]) == ("31", "30", "32", "0.01")
+    assert (row["steps"], row["tokens"], row["seconds"], row["seconds_rollout"]) == ("4", "40", "12", "3")
+    assert row["searched"] == "false"
+    assert (folder / "runs" / row["run"] / "record.json").exists()
+    assert pq.read_table(folder / "runs.parquet").num_rows == len(rows)
+    curves = rows_of(folder / "curves.csv")
+    assert [(r["step"], r["seconds"], r["value"]) for r in curves if (r["method"], r["seed"]) == ("gkd", "0")] == [
+        ("0", "0", "10"), ("2", "6", "20"), ("4", "12", "30"),
+    ]  # fmt: skip
+    lines = rows_of(folder / "summary.csv")
+    assert [(r["budget"], r["method"], r["value"]) for r in lines] == [
+        ("steps", "kd", "20.5"), ("steps", "gkd", "30.5"), ("time", "kd", "20.5"), ("time", "gkd", "10"),
+    ]  # fmt: skip
+
+
+def test_the_page_and_the_plots(run_comparison: Run, tmp_path: Path) -> None:
+    printed = io.StringIO()
+    run_comparison(Worker(best_in_the_middle), printed, **GRID)
+    folder = tmp_path / "compare"
+    page = (folder / "results.md").read_text()
+    assert "| kd | train.learning_rate = 0.01 | 20.0 | 0.001: 15.0; 0.01: 20.0; 0.1: 12.5 |" in page
+    assert "| kd | greedy | 20.5 [14.1, 26.9] | 10.5 [10.0, 11.0] | 1 | 2 | 4 | 40 | 4.0 |" in page
+    assert "| initial student | greedy | 10.0 [9.0, 11.0] | – |" in page
+    assert "within the 4.0 seconds that the quickest method trains for" in page
+    assert "20.5 [14.1, 26.9]" in printed.getvalue()
+    for name in ("results.png", "curves.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+        assert f"![]({name})" in page
+
+
+def test_without_evaluations_during_training_time_is_not_compared(run_comparison: Run, tmp_path: Path) -> None:
+    class Sparse(Worker):
+        def __call__(self, job: Job) -> None:
+            super().__call__(job)
+            path = job.folder / "record.json"
+            if path.exists():
+                record = json.loads(path.read_text())
+                del record["curve"][1]
+                path.write_text(json.dumps(record))
+
+    result: Any = run_comparison(Sparse())
+    assert result.equal_time == ()
+    assert "No table at equal time: it needs evaluations during training (base: eval.every)." in result.notes
+    assert not (tmp_path / "compare" / "curves.png").exists()

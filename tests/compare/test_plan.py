@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.compare.conftest import run_record
+from tutelage.compare import plan
+from tutelage.compare.config import ComparisonRecipe
+from tutelage.compare.plan import Choice
+from tutelage.compare.records import RunRecord
+from tutelage.errors import UserError
+
+MakeRecipe = Callable[..., ComparisonRecipe]
+GRID = {"train.learning_rate": [0.001, 0.01, 0.1]}
+
+
+def test_divergences_and_fractions_spell_out_a_method(make_recipe: MakeRecipe) -> None:
+    entry = {
+        "name": "gkd",
+        "label": "GKD",
+        "method": "gkd",
+        "divergences": ["forward_kl", "jsd(0.1)"],
+        "fractions": [0.5, 1],
+    }
+    variants = plan.expand(make_recipe(methods=[{"name": "kd", "method": "supervised_kd"}, entry]))
+    assert [variant.name for variant in variants] == [
+        "kd", "gkd forward_kl 0.5", "gkd forward_kl 1", "gkd jsd(0.1) 0.5", "gkd jsd(0.1) 1",
+    ]  # fmt: skip
+    assert variants[3].label == "GKD, jsd(0.1), fraction 0.5"
+    assert (variants[3].keys["divergence"], variants[3].keys["student_data_fraction"]) == ("jsd(0.1)", 0.5)
+    assert variants[3].keys["train"] == {"steps": 4, "device": "cpu"}
+
+
+def test_the_runs_of_search_and_comparison(make_recipe: MakeRecipe) -> None:
+    methods = [
+        {"name": "kd", "method": "supervised_kd", "search": {}},
+        {"name": "gkd", "method": "gkd", "train": {"batch_size": 8}, "search": {**GRID, "train.steps": [4, 5]}},
+        {"name": "other", "method": "gkd"},
+    ]
+    recipe = make_recipe(methods=methods, search=GRID, search_seeds=[0, 7])
+    variants = plan.expand(recipe)
+    cells = plan.search_cells(recipe, variants)
+    # kd has nothing to choose; gkd 3 x 2 points, other 3; two seeds each.
+    assert [sum(cell.variant == name for cell in cells) for name in ("kd", "gkd", "other")] == [0, 12, 6]
+    assert len({cell.folder for cell in cells}) == 18
+    config = cells[3].config
+    assert cells[3].label == "gkd (learning_rate 0.001, steps 5), seed 7"
+    assert (config.train.learning_rate, config.train.steps, config.seed, config.train.batch_size) == (0.001, 5, 7, 8)
+    assert (config.eval.final, config.eval.limit, config.eval.temperatures) == ("validation", 200, (0.0,))
+    finals = plan.final_cells(recipe, variants[2], {"train.learning_rate": 0.01})
+    assert [cell.config.seed for cell in finals] == [0, 1]
+    assert finals[0].folder in {cell.folder for cell in cells}
+    assert finals[1].folder not in {cell.folder for cell in cells}
+
+
+def test_a_folder_is_named_by_what_shapes_the_run(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    def folder(**changes: object) -> str:
+        recipe = make_recipe(**changes)
+        return plan.make_cell(recipe, plan.expand(recipe)[1], {}, 0).folder.name
+
+    same = folder()
+    assert folder(test_limit=5, resamples=7, jobs=2, test_temperatures=[0.5]) == same
+    assert (
+        folder(methods=[{"name": "x", "method": "sft", "teacher": None}, {"name": "renamed", "method": "gkd"}]) == same
+    )
+    others = [folder(validation_limit=3), folder(temperatures=[1.0])]
+    others.append(folder(methods=[{"name": "a"}, {"name": "gkd", "train.batch_size": 5}]))
+    assert len({same, *others}) == 4
+
+
+def test_a_student_trained_anew_is_another_student(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    weights = tmp_path / "student" / "model.safetensors"
+    weights.parent.mkdir()
+    found = []
+    for content in (b"old", b"new", b"old"):
+        weights.write_bytes(content)
+        recipe = make_recipe(base={"student": str(weights.parent), "teacher": "hub/name"})
+        found.append(plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0).folder.name)
+    assert found[0] == found[2] != found[1]
+    with pytest.raises(UserError, match=r"no model folder at '\./nowhere'"):
+        plan.fingerprint("./nowhere")
+
+
+def test_wrong_plans(make_recipe: MakeRecipe) -> None:
+    with pytest.raises(UserError, match="two are called 'gkd'"):
+        plan.expand(make_recipe(methods=[{"name": "gkd"}, {"name": "gkd"}]))
+    with pytest.raises(UserError, match="baseline=kdd is none of the methods; did you mean 'kd'"):
+        plan.expand(make_recipe(baseline="kdd"))
+    recipe = make_recipe(methods=[{"name": "plain", "method": "sft"}])
+    with pytest.raises(UserError, match="method plain: teacher=tiny-teacher has no effect"):
+        plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0)
+    recipe = make_recipe(methods=[{"name": "gkd", "task.options.levell": "easy"}])
+    with pytest.raises(UserError, match="method gkd: the arithmetic task has no option 'levell'"):
+        plan.check_tasks([plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0)])
+
+
+def choose(recipe: ComparisonRecipe, values: dict[float, list[float]]) -> Choice | None:
+    """The choice where the runs of a rate's search seeds end with these values; those left out have failed."""
+    variant = plan.expand(recipe)[0]
+    records: dict[str, RunRecord] = {}
+    for rate, several in values.items():
+        for seed, value in zip(recipe.search_seeds, several, strict=False):
+            cell = plan.make_cell(recipe, variant, {"train.learning_rate": rate}, seed)
+            records[cell.folder.name] = run_record([0.0, value])
+    return plan.choose(recipe, variant, records)
+
+
+def test_the_best_mean_over_seeds_is_chosen(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(search=GRID, search_seeds=[0, 1], select_by="accuracy, greedy")
+    choice = choose(recipe, {0.001: [10, 20], 0.01: [17, 18], 0.1: [34, 0]})
+    assert choice is not None
+    assert (choice.point, choice.score, choice.edges) == ({"train.learning_rate": 0.01}, 17.5, ())
+    assert [score for _, score in choice.tried] == [15.0, 17.5, 17.0]
+
+
+def test_a_choice_at_the_edge_says_so(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(search=GRID, search_seeds=[0])
+    choice = choose(recipe, {0.001: [10], 0.01: [17], 0.1: [34]})
+    assert choice is not None
+    assert choice.edges == ("train.learning_rate",)
+
+
+def test_a_point_with_a_failed_run_is_not_chosen(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(search=GRID, search_seeds=[0, 1])
+    choice = choose(recipe, {0.001: [10, 11], 0.01: [12, 13], 0.1: [99]})
+    assert choice is not None
+    assert choice.point == {"train.learning_rate": 0.01}
+    assert choice.tried[2] == ({"train.learning_rate": 0.1}, None)
+    assert choose(recipe, {}) is None
+
+
+def test_selecting_by_a_metric_that_is_not_there(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(search=GRID, select_by="acuracy, greedy")
+    with pytest.raises(UserError, match="select_by=acuracy, greedy: no such metric; did you mean 'accuracy, greedy'"):
+        choose(recipe, {0.001: [1], 0.01: [2], 0.1: [3]})
+
+
+def test_edges_are_of_numbers_that_vary() -> None:
+    grid = [{"a": 1, "b": "x", "c": 2}, {"a": 2, "b": "y", "c": 2}, {"a": 3, "b": "z", "c": 2}]
+    assert [plan.edges(point, grid) for point in grid] == [("a",), (), ("a",)]

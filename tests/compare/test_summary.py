@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests.compare.conftest import held_out_record, run_record
+from tutelage.compare import summary
+from tutelage.compare.plan import Choice, Variant
+from tutelage.compare.records import EvaluationProtocol, RunRecord
+from tutelage.compare.summary import FinalRun, Method, Reference
+from tutelage.eval.statistics import Interval
+
+PROTOCOL = EvaluationProtocol(limit=None, temperatures=(0.0,), num_beams=1, resamples=400)
+INITIAL = Reference("initial student", "tiny", held_out_record(10.0, PROTOCOL))
+
+
+def method(
+    name: str, runs: Sequence[RunRecord], initial: Reference | None = INITIAL, examples: str = "these", **choice: object
+) -> Method:
+    finals = [FinalRun(name, str(i), run, held_out_record(run.curve[-1].scores[0].value, PROTOCOL, examples), initial)
+              for i, run in enumerate(runs)]  # fmt: skip
+    chosen = {"point": {}, "score": None, "edges": (), "tried": (), **choice}
+    return Method(Variant(name, name, {}, ({},)), Choice(name, **chosen), tuple(finals))  # type: ignore[arg-type]
+
+
+def test_equal_steps_by_hand() -> None:
+    kd = method("kd", [run_record([10, 15, 20]), run_record([10, 16, 24])])
+    gkd = method("gkd", [run_record([10, 20, 30], step_seconds=3.0), run_record([10, 20, 38], step_seconds=5.0)])
+    first, second = summary.equal_steps([kd, gkd], "kd")
+    assert (first.method, first.metric, first.decoding, first.runs, first.steps) == ("kd", "accuracy", "greedy", 2, 4)
+    assert (second.over_seeds.mean, second.tokens, second.seconds) == (34.0, 40.0, 16.0)
+    interval = second.over_seeds.interval
+    assert interval is not None
+    assert interval.high == pytest.approx(34 + 12.7062 * 4, abs=1e-3)  # Student's t with one degree of freedom
+    assert first.ratio is None
+    assert second.gain is not None
+    assert second.ratio is not None
+    assert (second.gain.value, second.gain.interval) == (24.0, Interval(20.0, 28.0))
+    assert second.ratio.value == 2.0
+    assert second.ratio.interval == Interval(pytest.approx(20 / 14), pytest.approx(2.8))  # type: ignore[arg-type]
+
+
+def test_gains_need_the_same_examples_and_the_same_student() -> None:
+    kd = method("kd", [run_record([10, 15, 20])])
+    elsewhere = method("elsewhere", [run_record([10, 15, 20])], examples="others")
+    untested = method("untested", [run_record([10, 15, 20])], initial=None)
+    other = method("larger", [run_record([10, 15, 20])], Reference("larger", "large", held_out_record(15.0, PROTOCOL)))
+    lines = {line.method: line for line in summary.equal_steps([kd, elsewhere, untested, other], "kd")}
+    assert lines["elsewhere"].gain is None
+    assert lines["untested"].gain is None
+    assert lines["larger"].gain is not None
+    assert lines["larger"].gain.value == 5.0
+    assert lines["larger"].ratio is None
+    notes = summary.notes([kd, elsewhere, untested, other], list(lines.values()))
+    assert [note.split()[0] for note in notes if "has no gain" in note] == ["elsewhere", "untested"]
+
+
+def test_equal_time_takes_the_last_evaluation_within_the_quickest_methods_seconds() -> None:
+    # kd trains for 8 s on average (6 and 10), gkd for 24 (evaluated after 0, 6, 12, 18, 24 seconds).
+    kd = method("kd", [run_record([10, 15, 20], step_seconds=1.5), run_record([10, 17, 24], step_seconds=2.5)])
+    gkd = method("gkd", [run_record([10, 30, 40, 50, 60], step_seconds=3.0)])
+    assert summary.time_budget([kd, gkd]) == 8.0
+    assert (summary.affordable(kd, 8.0), summary.affordable(gkd, 8.0)) == (2, 1)
+    assert [summary.affordable(gkd, seconds) for seconds in (0.0, 5.9, 6.0, 17.9, 18.0, 99.0)] == [0, 0, 1, 2, 3, 4]
+    first, second = summary.equal_time([kd, gkd], "kd")
+    assert (first.steps, first.seconds, first.over_seeds.mean) == (4, 8.0, 22.0)
+    assert (second.steps, second.seconds, second.tokens, second.over_seeds.mean) == (2, 6.0, 20.0, 30.0)
+    assert second.gain is not None
+    assert second.ratio is not None
+    assert second.gain.value == 20.0
+    assert (second.ratio.value, second.ratio.interval) == (20 / 12, Interval(20 / 14, 2.0))
+
+
+def test_curves_must_be_there_and_agree() -> None:
+    full = method("kd", [run_record([10, 15, 20])])
+    assert summary.has_curves([full])
+    assert not summary.has_curves([full, method("none", [run_record([10, 20])])])
+    assert not summary.has_curves([full, method("odd", [run_record([1, 2, 3]), run_record([1, 2, 3], every=4)])])
+
+
+def test_notes_say_what_a_reader_must_know() -> None:
+    at_edge = {"point": {"rate": 0.1}, "edges": ("rate",), "tried": (({"rate": 0.1}, 5.0), ({"rate": 9}, None))}
+    kd = method("kd", [run_record([10, 15, 20])], **at_edge)
+    gkd = method("gkd", [run_record([10, 15, 20, 30])])
+    assert summary.notes([kd, gkd], []) == [
+        "Warning: kd chose rate = 0.1 at the edge of its grid; the best may lie beyond: widen it.",
+        "Warning: kd was not chosen at rate = 9: a run there failed.",
+        "Warning: the methods do not train for the same number of steps.",
+        "A single seed says nothing about the luck of a training: its interval is over examples only.",
+    ]
