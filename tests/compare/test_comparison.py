@@ -73,8 +73,8 @@ def test_another_way_to_test_trains_nothing(run_comparison: Run) -> None:
     assert len(other.tested) == 2 + 4
 
 
-def test_what_a_kill_leaves_is_gone_on_from(run_comparison: Run) -> None:
-    whole = run_comparison(Worker(best_in_the_middle), **GRID, output="whole")
+def test_what_a_kill_leaves_is_gone_on_from(run_comparison: Run, tmp_path: Path) -> None:
+    whole = run_comparison(Worker(best_in_the_middle), **GRID, output=str(tmp_path / "whole"))
     killed = Worker(best_in_the_middle, stop_after=3)
     with pytest.raises(KeyboardInterrupt):
         run_comparison(killed, **GRID)
