@@ -21,8 +21,9 @@ SPELLINGS = [
     "total_variation",
     "skew_forward_kl(0.1)",
     "skew_reverse_kl(0.1)",
+    "adaptive_kl(0.5)",
 ]
-BOUNDED = [s for s in SPELLINGS if s not in ("forward_kl", "reverse_kl")]
+BOUNDED = [s for s in SPELLINGS if s not in ("forward_kl", "reverse_kl", "adaptive_kl(0.5)")]
 P = torch.tensor([0.6, 0.35, 0.05], dtype=torch.float64).log()
 Q = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
 LEFT = torch.tensor([0.0, -math.inf], dtype=torch.float64)
@@ -56,6 +57,9 @@ def score(spelling, teacher_logp, student_logp):
             "skew_reverse_kl(0.1)",
             0.2 * math.log(0.2 / 0.56) + 0.3 * math.log(0.3 / 0.345) + 0.5 * math.log(0.5 / 0.095),
         ),
+        # The head is the first token, with 0.4 of the distance 0.4 + 0.05 + 0.45; up to 0.96 it is the first two.
+        ("adaptive_kl(0.5)", (0.4 * 0.597991 + 0.5 * 0.885325) / 0.9),
+        ("adaptive_kl(0.96)", (0.45 * 0.597991 + 0.45 * 0.885325) / 0.9),
     ],
 )
 def test_values_at_a_known_pair(spelling, expected):
@@ -87,6 +91,7 @@ def test_jsd_swaps_arguments_with_beta(beta):
         ("jsd(0.9)", 0.325083),
         ("skew_forward_kl(0.1)", math.log(10)),
         ("skew_reverse_kl(0.1)", math.log(10)),
+        ("adaptive_kl(0.5)", math.inf),
     ],
 )
 def test_disjoint_supports(spelling, expected):
@@ -142,7 +147,7 @@ def test_closed_form_equals_autograd(spelling):
 def test_autograd_with_minus_infinity_gives_the_closed_form(spelling):
     teacher = torch.tensor([0.7, 0.3, 0.0, 0.0], dtype=torch.float64).log()
     student = torch.tensor([0.2, 0.5, 0.3, 0.0], dtype=torch.float64).log()
-    if spelling == "reverse_kl":
+    if spelling in ("reverse_kl", "adaptive_kl(0.5)"):
         teacher = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=torch.float64).log()
     leaf = student.clone().requires_grad_()
     (expected,) = torch.autograd.grad(d.parse(spelling).value(teacher, leaf), leaf)
@@ -150,7 +155,7 @@ def test_autograd_with_minus_infinity_gives_the_closed_form(spelling):
     torch.testing.assert_close(d.parse(spelling).student_grad(teacher, student), expected)
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("spelling", [s for s in SPELLINGS if s != "adaptive_kl(0.5)"])
 def test_logit_gradient_against_finite_differences(spelling):
     teacher = random_logp(7, seed=3)
     logits = random_logp(7, seed=4) + 0.3
@@ -164,6 +169,34 @@ def test_logit_gradient_against_finite_differences(spelling):
         shift[token] = step
         up, down = (divergence.value(teacher, (logits + s).log_softmax(-1)) for s in (shift, -shift))
         assert gradient[token].item() == pytest.approx(((up - down) / (2 * step)).item(), abs=1e-8)
+
+
+def test_adaptive_kl_gradient_takes_the_shares_for_constants():
+    teacher, student = random_logp(6, 37, seed=3), random_logp(6, 37, seed=4)
+    head = torch.empty(6, dtype=torch.float64)
+    for row, (p, q) in enumerate(zip(teacher.exp().tolist(), student.exp().tolist(), strict=True)):
+        order = sorted(range(37), key=lambda token: -p[token])
+        size = max(1, sum(sum(p[token] for token in order[: n + 1]) <= 0.5 for n in range(37)))
+        gap = [abs(p[token] - q[token]) for token in order]
+        head[row] = sum(gap[:size]) / sum(gap)
+    assert head.min() > 0.1
+    assert head.max() < 0.9
+    forward, reverse = d.parse("forward_kl"), d.parse("reverse_kl")
+    value, gradient = score("adaptive_kl(0.5)", teacher, student)
+    expected = head * forward.value(teacher, student) + (1 - head) * reverse.value(teacher, student)
+    torch.testing.assert_close(value, expected)
+    forward_grad, reverse_grad = forward.student_grad(teacher, student), reverse.student_grad(teacher, student)
+    torch.testing.assert_close(gradient, head[:, None] * forward_grad + (1 - head[:, None]) * reverse_grad)
+
+
+def test_adaptive_kl_has_no_use_for_an_infinite_term_of_weight_zero():
+    """The student never writes the second token; all of the distance is in the tail, then all of it in the head."""
+    teacher = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    without_tail = torch.tensor([0.6, 0.0, 0.4], dtype=torch.float64)
+    expected = 0.4 * math.log(4.0)  # the reverse KL; the forward one is infinite
+    assert score("adaptive_kl(0.5)", teacher.log(), without_tail.log())[0].item() == pytest.approx(expected)
+    assert d.adaptive_kl(teacher.log(), without_tail.log()).item() == pytest.approx(expected)
+    assert score("adaptive_kl(0.95)", teacher.log(), without_tail.log())[0].item() == math.inf
 
 
 def test_forward_kl_logit_gradient_is_student_minus_teacher():
@@ -212,6 +245,7 @@ def test_spelling_is_lenient_with_space_and_default_alpha():
         ("jsd(0.5, rescale, rescale)", "wrong arguments"),
         ("jsd(half)", "half"),
         ("forward_kl(0.1)", "wrong arguments"),
+        ("adaptive_kl(1)", r"the head's mass 1\.0 is outside \(0, 1\)"),
         ("skew_forward_kl(0)", "divergence forward_kl"),
         ("skew_reverse_kl(1.0)", "divergence reverse_kl"),
         ("forward_lk", "did you mean forward_kl"),

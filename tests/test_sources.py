@@ -10,7 +10,7 @@ from tutelage.errors import UserError
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.log import RolloutLog
 from tutelage.rollout.native import NativeEngine
-from tutelage.sources import DatasetSource, EngineSource, FirstDraw, Mixture
+from tutelage.sources import DatasetSource, EngineSource, FirstDraw, Mixture, Replay, replay_share
 from tutelage.types import Prompt, Rollout
 
 PROMPTS = build_prompts((2,) * 12)
@@ -80,6 +80,74 @@ def test_first_draw_remembers_what_the_log_holds(tmp_path):
     written = FirstDraw(teacher, RolloutLog(tmp_path)).rollouts([Draw(PROMPTS[i], 1) for i in range(3)])
     assert teacher.calls == [[(2, 0)]]  # the student's sequence is no answer of the teacher
     assert [(r.prompt_id, r.source) for r in written] == [(0, "teacher"), (1, "teacher"), (2, "teacher")]
+
+
+# --- replay -----------------------------------------------------------------------------------------------------------
+
+
+class Versioned:
+    """A student whose sequences say at which step they were written: one more each time it is asked, or as set."""
+
+    version = 0
+
+    def rollouts(self, draws):
+        return [
+            Rollout(d.prompt.token_ids, (3, 2), None, "stop", self.version, d.prompt.id, d.sample, "student")
+            for d in draws
+        ]
+
+
+def replayed(folder, steps, *, share=0.5, unit="step", capacity=8, fraction=1.0, seed=0):
+    """The first `steps` steps of a run of four sequences each, from the log of `folder` where it holds them."""
+    log, student = RolloutLog(folder), Versioned()
+    source = Replay(student, log, capacity, lambda step: share, unit, seed)
+    mixed = Mixture(PromptStream(PROMPTS, 0), 4, source, Scribe("dataset"), fraction, "sequence", 0, log)
+    written = []
+    for step in range(steps):
+        student.version = step
+        written.append(mixed.next(step))
+    return written
+
+
+def test_replay_of_nothing_is_the_student(tmp_path):
+    steps = replayed(tmp_path, 6, share=0.0)
+    assert [{r.policy_version for r in rollouts} for rollouts in steps] == [{step} for step in range(6)]
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.6])
+@pytest.mark.parametrize("unit", ["step", "sequence"])
+def test_replay_draws_from_the_students_newest_sequences(unit, fraction, tmp_path):
+    buffer, earlier, new = [], 0, 0
+    for step, rollouts in enumerate(replayed(tmp_path, 40, unit=unit, fraction=fraction)):
+        own = [r for r in rollouts if r.source == "student"]
+        drawn = [r for r in own if r.policy_version < step]
+        assert set(drawn) <= set(buffer)
+        assert len(set(drawn)) == len(drawn)  # without replacement
+        assert unit == "sequence" or len(drawn) in (0, len(own))
+        earlier, new = earlier + len(drawn), new + len(own) - len(drawn)
+        buffer = [*buffer, *(r for r in own if r.policy_version == step)][-8:]
+    assert abs(earlier / (earlier + new) - 0.5) < 0.25
+
+
+def test_replay_waits_until_there_is_enough(tmp_path):
+    first, second, *_ = replayed(tmp_path, 5, share=1.0, capacity=4)
+    assert {r.policy_version for r in first} == {0}
+    assert sorted(second, key=first.index) == first
+
+
+def test_replay_goes_on_with_the_same_buffer(tmp_path):
+    for unit in ("step", "sequence"):
+        whole = replayed(tmp_path / f"{unit}-whole", 12, unit=unit, fraction=0.7)
+        for pause in (1, 5, 9):
+            replayed(tmp_path / f"{unit}-{pause}", pause, unit=unit, fraction=0.7)
+            assert replayed(tmp_path / f"{unit}-{pause}", 12, unit=unit, fraction=0.7) == whole
+        assert replayed(tmp_path / f"{unit}-other", 12, unit=unit, fraction=0.7, seed=1) != whole
+
+
+def test_replay_shares():
+    assert [replay_share(step, 4, "rising") for step in range(4)] == [0, 0.25, 0.5, 0.75]
+    assert [replay_share(step, 4, "falling") for step in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [replay_share(step, 4, "constant") for step in range(4)] == [0.5] * 4
 
 
 # --- the mixture ------------------------------------------------------------------------------------------------------

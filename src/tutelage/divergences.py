@@ -164,6 +164,30 @@ def skew_reverse_kl(teacher_logp: Tensor, student_logp: Tensor, alpha: float = 0
     return _kl(student_logp, log_mixture(teacher_logp, student_logp, 1 - alpha))
 
 
+def adaptive_kl(teacher_logp: Tensor, student_logp: Tensor, head_mass: float = 0.5) -> Tensor:
+    """h KL(P||Q) + (1-h) KL(Q||P), in nats, with h the share of the head in |P - Q|. [..., V], [..., V] -> [...].
+
+    The head are the teacher's likeliest tokens, one at least and of `head_mass` in all at most. Gradients take h for a
+    constant, as the paper does: they are not those of the value.
+
+    Raises UserError when head_mass is not inside (0, 1). Source: Wu et al., AKL (arXiv 2404.02657).
+    """
+    _check_head_mass(head_mass)
+    head = _head_share(teacher_logp.exp(), student_logp.detach().exp(), head_mass)
+    forward, reverse = forward_kl(teacher_logp, student_logp), reverse_kl(teacher_logp, student_logp)
+    return head * forward.masked_fill(head == 0, 0.0) + (1 - head) * reverse.masked_fill(head == 1, 0.0)
+
+
+def _head_share(p: Tensor, q: Tensor, head_mass: float) -> Tensor:
+    """Of the distance between P and Q, the share on P's head, [...]; 0 where they are equal."""
+    ordered, order = p.sort(dim=-1, descending=True, stable=True)
+    in_tail = ordered.cumsum(-1) > head_mass
+    in_tail[..., 0] = False
+    gap = (p - q).abs_().gather(-1, order)
+    head, tail = gap.masked_fill(in_tail, 0.0).sum(-1), gap.masked_fill(~in_tail, 0.0).sum(-1)
+    return head / (head + tail).masked_fill(head + tail == 0, 1.0)
+
+
 # --- closed forms: value and dD/d(student_logp) -----------------------------------------------------------------------
 
 
@@ -239,6 +263,15 @@ def _skew_reverse_kl_score(teacher: Distribution, student: Distribution, *, alph
     return expect_(student.p, log_ratio), gradient
 
 
+def _adaptive_kl_score(teacher: Distribution, student: Distribution, *, head_mass: float) -> tuple[Tensor, Tensor]:
+    head = _head_share(teacher.p, student.p, head_mass)
+    value, gradient = _reverse_kl_score(teacher, student)
+    value = (1 - head) * value.masked_fill_(head == 1, 0.0)
+    gradient = gradient.masked_fill_((head == 1)[..., None], 0.0).mul_(1 - head[..., None])
+    forward, forward_gradient = _forward_kl_score(teacher, student)
+    return value + head * forward.masked_fill_(head == 0, 0.0), gradient.addcmul_(forward_gradient, head[..., None])
+
+
 # --- spellings --------------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +288,14 @@ def _check_alpha(alpha: float, unskewed: str) -> None:
         raise UserError(
             f"skew_{unskewed}: alpha = {alpha} is outside (0, 1). Use alpha inside (0, 1), for example 0.1, "
             f"or divergence {unskewed} (alpha = 0)."
+        )
+
+
+def _check_head_mass(head_mass: float) -> None:
+    if not 0 < head_mass < 1:
+        raise UserError(
+            f"adaptive_kl: the head's mass {head_mass} is outside (0, 1). Use one inside (0, 1), for example 0.5, or divergence "
+            "forward_kl (all tokens are the head)."
         )
 
 
@@ -279,6 +320,12 @@ def _build_skew_reverse_kl(alpha: float = 0.1) -> Divergence:
     return Divergence(f"skew_reverse_kl({alpha})", partial(skew_reverse_kl, alpha=alpha), score)
 
 
+def _build_adaptive_kl(head_mass: float = 0.5) -> Divergence:
+    _check_head_mass(head_mass)
+    score = partial(_adaptive_kl_score, head_mass=head_mass)
+    return Divergence(f"adaptive_kl({head_mass})", partial(adaptive_kl, head_mass=head_mass), score)
+
+
 class _Family(NamedTuple):
     """How a name becomes a divergence: its builder, what to show users, which arguments it takes."""
 
@@ -299,6 +346,7 @@ _FAMILIES: dict[str, _Family] = {
     "total_variation": _plain(Divergence("total_variation", total_variation, _total_variation_score)),
     "skew_forward_kl": _Family(_build_skew_forward_kl, "skew_forward_kl(0.1)", range(2)),
     "skew_reverse_kl": _Family(_build_skew_reverse_kl, "skew_reverse_kl(0.1)", range(2)),
+    "adaptive_kl": _Family(_build_adaptive_kl, "adaptive_kl(0.5)", range(2)),
 }
 _SPELLING = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*")
 

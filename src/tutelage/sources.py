@@ -5,7 +5,8 @@ Every source turns drawn prompts into rollouts; `Mixture` chooses between the st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -16,8 +17,12 @@ from tutelage.rollout.base import RolloutEngine, Sampling
 from tutelage.rollout.log import RolloutLog
 from tutelage.types import Rollout, SourceName
 
-# A spawn key keeps the coins' random numbers apart from those of the sequences, which are keyed by entropy alone.
+# Spawn keys keep these random numbers apart from one another, and from those of the sequences, which are keyed by entropy alone.
 _COIN = 0xC01
+_REPLAY = 0x2EB
+
+Unit = Literal["step", "sequence"]
+ReplaySchedule = Literal["rising", "constant", "falling"]
 
 
 class Source(Protocol):
@@ -89,6 +94,64 @@ class FirstDraw:
         return [self._known[d.prompt.id] for d in draws]
 
 
+class Replay:
+    """The student's sequences, new ones or earlier ones from a bounded buffer (off-policy, at no cost of writing).
+
+    Those of a step are drawn without replacement from the newest `capacity` that the student had written before it. They keep
+    their prompt, sample and policy version. While the buffer holds too few for a step, all are new.
+
+    Args:
+        student: writes the new ones.
+        log: of the run. It holds all steps before the one under way, so that a resumed run finds the same buffer.
+        capacity: of the buffer, in sequences.
+        share: of a step, the probability that its sequences come from the buffer: see `replay_share`.
+        unit: one coin per "step" for all of its sequences, or one per "sequence".
+        seed: the run's seed; coins and choice depend on it and on the step.
+
+    Source: Ko et al., DistiLLM (arXiv 2402.03898), whose code writes new sequences until the buffer is full.
+    """
+
+    def __init__(
+        self, student: Source, log: RolloutLog, capacity: int, share: Callable[[int], float], unit: Unit, seed: int
+    ) -> None:
+        self.student, self.log, self.share, self.unit, self.seed = student, log, share, unit, seed
+        self._buffer: deque[Rollout] = deque(maxlen=capacity)
+        self._step = 0
+
+    def rollouts(self, draws: Sequence[Draw]) -> list[Rollout]:
+        """One rollout per draw; an earlier one is of another prompt than the draw's."""
+        self._catch_up()
+        random = _random(self.seed, self._step, _REPLAY)
+        coins = _toss(random, self.share(self._step), self.unit, len(draws))
+        earlier = [i for i, coin in enumerate(coins) if coin]
+        if len(earlier) > len(self._buffer):
+            earlier = []
+        chosen = random.choice(len(self._buffer), size=len(earlier), replace=False) if earlier else ()
+        written = {i: self._buffer[int(place)] for i, place in zip(earlier, chosen, strict=True)}
+        new = [i for i in range(len(draws)) if i not in written]
+        if new:
+            written.update(zip(new, self.student.rollouts([draws[i] for i in new]), strict=True))
+        return [written[i] for i in range(len(draws))]
+
+    def _catch_up(self) -> None:
+        """Takes in what the student wrote in the logged steps; the first step that is not there is the one under way."""
+        while self._step in self.log:
+            rollouts = self.log.read(self._step)
+            self._buffer.extend(r for r in rollouts if r.source == "student" and r.policy_version == self._step)
+            self._step += 1
+
+
+def replay_share(step: int, steps: int, schedule: ReplaySchedule) -> float:
+    """The probability of replay at a step of a run: "rising" from 0 to 1 (DistiLLM's), "falling", or "constant" at 1/2."""
+    match schedule:
+        case "rising":
+            return step / steps
+        case "falling":
+            return 1 - step / steps
+        case "constant":
+            return 0.5
+
+
 class Mixture:
     """The sequences of a step: with probability `fraction` the student's, else fixed ones (the paper's Algorithm 1).
 
@@ -111,7 +174,7 @@ class Mixture:
         student: Source | None,
         fixed: Source | None,
         fraction: float,
-        unit: Literal["step", "sequence"],
+        unit: Unit,
         seed: int,
         log: RolloutLog | None = None,
         samples_per_prompt: int = 1,
@@ -147,8 +210,16 @@ class Mixture:
 
     def coins(self, step: int) -> list[bool]:
         """For each sequence of a step, whether the student writes it."""
-        key = np.random.SeedSequence([self.seed, step], spawn_key=(_COIN,))
-        random = np.random.Generator(np.random.Philox(key))
-        if self.unit == "step":
-            return [bool(random.random() < self.fraction)] * self.batch_size
-        return [bool(u < self.fraction) for u in random.random(self.batch_size)]
+        return _toss(_random(self.seed, step, _COIN), self.fraction, self.unit, self.batch_size)
+
+
+def _random(seed: int, step: int, key: int) -> np.random.Generator:
+    """Random numbers of a step: the same on all ranks and after a restart."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step], spawn_key=(key,))))
+
+
+def _toss(random: np.random.Generator, probability: float, unit: Unit, count: int) -> list[bool]:
+    """`count` coins, all the same one where the unit is the step."""
+    if unit == "step":
+        return [bool(random.random() < probability)] * count
+    return [bool(u < probability) for u in random.random(count)]

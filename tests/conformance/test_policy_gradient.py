@@ -90,7 +90,7 @@ def rollout(x, y):
 def run(alpha, baseline, samples_per_prompt, normalisation="sequence"):
     """The keys of a configuration that `weigh` reads."""
     return SimpleNamespace(
-        loss=SimpleNamespace(normalisation=normalisation),
+        loss=SimpleNamespace(normalisation=normalisation, prefix_tokens=None),
         rl=SimpleNamespace(alpha=alpha, baseline=baseline),
         rollout=SimpleNamespace(samples_per_prompt=samples_per_prompt),
     )

@@ -25,9 +25,18 @@ def test_token_weights_are_equal():
     assert token_weights(fixed_rollouts(((3, 4), (2, 1))), "token") == [[1 / 5] * 4, [1 / 5]]
 
 
+def test_a_prefix_takes_the_means_over_its_own_tokens():
+    rollouts = fixed_rollouts(((3, 4), (2, 1), (1, 2)))
+    assert token_weights(rollouts, "sequence", 2) == [[1 / 6, 1 / 6, 0, 0], [1 / 3], [1 / 6, 1 / 6]]
+    assert token_weights(rollouts, "token", 2) == [[1 / 5, 1 / 5, 0, 0], [1 / 5], [1 / 5, 1 / 5]]
+    for normalisation in ("sequence", "token"):
+        assert token_weights(rollouts, normalisation, 4) == token_weights(rollouts, normalisation)
+
+
+@pytest.mark.parametrize("prefix", [None, 1, 3])
 @pytest.mark.parametrize("normalisation", ["sequence", "token"])
-def test_weights_sum_to_one(normalisation):
-    weights = token_weights(fixed_rollouts(LENGTHS), normalisation)
+def test_weights_sum_to_one(normalisation, prefix):
+    weights = token_weights(fixed_rollouts(LENGTHS), normalisation, prefix)
     assert math.fsum(w for row in weights for w in row) == pytest.approx(1.0, abs=1e-12)
     assert [len(row) for row in weights] == [completion for _, completion in LENGTHS]
 

@@ -155,13 +155,14 @@ def test_hub(monkeypatch):
 
     asked = []
 
-    def load(name, config):
-        asked.append((name, config))
+    def load(name, config, revision):
+        asked.append((name, config, revision))
         return datasets.DatasetDict(train=datasets.Dataset.from_list([pair(1), {"prompt": "p", "completion": ""}]))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert list(source("someone/something", data_config="main", drop_empty=True).split("train").values) == [pair(1)]
-    assert asked == [("someone/something", "main")]
+    source("someone/something@refs/convert/parquet", drop_empty=True).split("train")
+    assert asked == [("someone/something", "main", None), ("someone/something", None, "refs/convert/parquet")]
     with pytest.raises(UserError, match=r"someone/something \(train\), row 2: column 'completion' is empty"):
         source("someone/something").split("train")
     with pytest.raises(UserError, match="the data set someone/something has no test split; give test_data"):
@@ -171,13 +172,25 @@ def test_hub(monkeypatch):
 def test_hub_offline(monkeypatch):
     import datasets
 
-    def load(name, config):
+    def load(name, config, revision):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     message = (
         r"'someone/something', which is no local file or folder, and loading it .* failed \(ConnectionError: no route\)"
     )
+    with pytest.raises(UserError, match=message):
+        source("someone/something").split("train")
+
+
+def test_hub_rows_made_by_a_script(monkeypatch):
+    import datasets
+
+    def load(name, config, revision):
+        raise RuntimeError("Dataset scripts are no longer supported, but found something.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    message = r"found something\.py\).*where a script made the rows, someone/something@refs/convert/parquet has them"
     with pytest.raises(UserError, match=message):
         source("someone/something").split("train")
 

@@ -5,7 +5,9 @@ import torch
 
 from tests.conftest import build_model, fixed_rollouts, own_logits
 from tutelage.data.batching import collate, token_weights
+from tutelage.divergences import forward_kl, parse
 from tutelage.errors import UserError
+from tutelage.models.student import Student
 from tutelage.teacher.local import LocalTeacher
 
 
@@ -48,6 +50,34 @@ def test_weaker_signals_are_of_the_teachers_own_logits(family):
     torch.testing.assert_close(sampled.logp_N, own, rtol=1e-11, atol=1e-12)
     assert topk.vocab_size == sampled.vocab_size == 63
     assert topk.temperature == sampled.temperature == 0.7
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("family", ["gemma2", "t5", "bart"])  # a soft-cap, a scale, a bias
+def test_a_temperature_of_its_own_divides_the_teachers_logits_alone(family):
+    """As the loss finishes them: the head's logits divided by the loss's temperature."""
+    teacher, student, rollouts = build_model(family), build_model(family, seed=1), fixed_rollouts()
+    micro = collate(rollouts, token_weights(rollouts, "token"), teacher)
+    with torch.no_grad():
+        logp = (own_logits(teacher, micro) / 0.7).log_softmax(-1)
+        student_logp = (own_logits(student, micro) / 1.6).log_softmax(-1)
+    expected = (micro.weights_N.double() * forward_kl(logp, student_logp)).sum()
+
+    options = {"temperature": 1.6, "own_temperature": 0.7}
+    module = Student(student, parse("forward_kl"), temperature=1.6)
+    for signal in ("hidden", "topk(64)"):
+        found = module(micro, LocalTeacher(teacher, signal, **options).score(micro))
+        assert found.loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    topk = LocalTeacher(teacher, "topk(4)", **options).score(micro)
+    sampled = LocalTeacher(teacher, "sampled", **options).score(micro)
+    torch.testing.assert_close(topk.logp_NK, logp.topk(4, dim=-1)[0], rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(sampled.logp_N, logp.gather(1, micro.targets_N[:, None])[:, 0], rtol=1e-11, atol=1e-12)
+    assert topk.temperature == sampled.temperature == 1.6  # the student's, which the loss goes by
+
+
+def test_a_teacher_temperature_of_zero():
+    with pytest.raises(UserError, match=r"teacher temperature 0\.0 must be above 0"):
+        LocalTeacher(build_model("llama"), own_temperature=0.0)
 
 
 def test_unknown_signal():

@@ -184,6 +184,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(make_config
 SOURCES = {
     "sft": {"dataset"}, "seqkd": {"teacher"}, "supervised_kd": {"dataset"}, "on_policy_kd": {"student"},
     "imitkd": {"dataset", "student"}, "f_distill": {"dataset", "student"}, "gkd": {"student"}, "rl_gkd": {"student"},
+    "distillm": {"dataset", "student"},
 }  # fmt: skip
 
 
@@ -203,6 +204,55 @@ def test_every_method_trains_on_its_sequences(method: str, family: str, make_con
     assert all(record["loss"] > 0 for record in records)
     moved = [name for name, value in weights(parts).items() if not torch.equal(value, before[name])]
     assert len(moved) == len(before)
+
+
+def test_replayed_sequences_are_earlier_ones(make_config: MakeConfig) -> None:
+    config = make_config(**{"rollout": {"replay": 8, "replay_schedule": "constant"}})
+    parts = parts_of(config)
+    train(parts, config)
+    earlier = 0
+    for step in range(8):
+        for rollout in parts.log.read(step):
+            assert rollout in parts.log.read(rollout.policy_version)
+            earlier += rollout.policy_version < step
+    assert 0 < earlier < 32
+    assert {rollout.policy_version for rollout in parts.log.read(0)} == {0}
+
+
+@pytest.mark.usefixtures("exact")
+def test_the_clip_weights_earlier_sequences_only(make_config: MakeConfig) -> None:
+    """At a clip of 1 no token weighs more: where a step draws from the buffer its loss is smaller, else the same."""
+    records = {}
+    for name, changes in {"alike": {}, "weighted": {"replay_clip": 1}}.items():
+        rollout = {"replay": 8, "replay_schedule": "constant", **changes}
+        config = make_config(output=f"{make_config().output}-{name}", rollout=rollout)
+        parts = parts_of(config, dtype=torch.float64)
+        records[name] = train(parts, config).records
+    drawn = [{rollout.policy_version for rollout in parts.log.read(step)} != {step} for step in range(8)]
+    first = drawn.index(True)
+    losses = {name: [record["loss"] for record in records[name]] for name in records}
+    assert losses["weighted"][:first] == losses["alike"][:first]
+    assert losses["weighted"][first] < 0.99 * losses["alike"][first]
+    assert "importance" in records["weighted"][0]["seconds"]
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_prefix_is_the_loss_on_sequences_cut_there(make_config: MakeConfig) -> None:
+    """Cutting changes no earlier token of a causal model, and Eq. 2 then takes its means over what is left."""
+    config = make_config(divergence="reverse_kl", **{"train.steps": 1, "loss.prefix_tokens": 3})
+    parts = parts_of(config, dtype=torch.float64)
+    student, teacher = (
+        model("llama", hidden, seed=seed, dtype=torch.float64).module for hidden, seed in ((16, 0), (32, 1))
+    )
+    record = train(parts, config).records[0]
+    rollouts, expected = parts.log.read(0), 0.0
+    assert any(len(rollout.completion_ids) > 3 for rollout in rollouts)
+    for rollout in rollouts:
+        ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids[:3]])
+        first = len(rollout.prompt_ids) - 1
+        logq, logp = (module(ids).logits[0, first:-1].log_softmax(-1) for module in (student, teacher))
+        expected += (logq.exp() * (logq - logp)).sum(-1).mean().item() / len(rollouts)
+    assert record["loss"] == pytest.approx(expected, rel=1e-10)
 
 
 def test_seqkd_trains_on_the_teachers_own_likelihood(make_config: MakeConfig) -> None:

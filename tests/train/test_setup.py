@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import PAD, build_model, build_prompts, fixed_rollouts, tokenizer
+from tests.conftest import PAD, build_model, build_prompts, tokenizer
 from tutelage.data.batching import micro_batches, token_weights
 from tutelage.errors import UserError
 from tutelage.models import load
@@ -18,15 +18,12 @@ from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
 from tutelage.tasks import load_task
 from tutelage.tasks.base import Generation
-from tutelage.tasks.encode import Encoding
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import checkpoint, setup
 from tutelage.train.config import Config
 from tutelage.train.setup import (
     check_data,
-    check_length,
     check_output,
-    check_positions,
     holds_run,
     pick_device,
     prepare,
@@ -51,34 +48,6 @@ def test_sampling_is_the_tasks_unless_the_run_says_otherwise(make_config: MakeCo
     assert sampling_of(make_config(**nothing), Task()) == Sampling(33, 0.7, 0.9, 5)  # type: ignore[arg-type]
     chosen = {"max_new_tokens": 7, "temperature": 0.0, "top_p": 0.5, "top_k": 0}
     assert sampling_of(make_config(rollout=chosen), Task()) == Sampling(7, 0.0, 0.5, 0)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("family", "prompt", "lack"),
-    [
-        ("gpt2", 86, None),
-        ("gpt2", 87, "tiny-gpt2 has 96 positions"),
-        ("t5", 5000, None),
-        ("bart", 96, None),
-        ("bart", 97, "tiny-bart has 96 positions in its encoder"),
-    ],
-)
-def test_positions(family: str, prompt: int, lack: str | None) -> None:
-    model = live(family)
-    encoding = Encoding(model.tokenizer, model.is_encoder_decoder, prompt)
-    if lack is None:
-        check_positions(model, encoding, Sampling(10))
-    else:
-        with pytest.raises(UserError, match=f"{lack}, but prompts of up to {prompt} and completions of up to 10"):
-            check_positions(model, encoding, Sampling(10))
-
-
-def test_data_set_sequences_past_the_last_position() -> None:
-    check_length(live("gpt2"), fixed_rollouts(((90, 6),))[0])
-    with pytest.raises(
-        UserError, match="example 0 has a prompt of 90 and a completion of 7 tokens, but tiny-gpt2 has 96 positions"
-    ):
-        check_length(live("gpt2"), fixed_rollouts(((90, 7),))[0])
 
 
 def test_the_teachers_positions_count_too(make_config: MakeConfig) -> None:
@@ -322,9 +291,9 @@ def test_the_folder_names_what_it_holds(make_config: MakeConfig) -> None:
     assert not holds_run(config.output)
 
 
-def first_loss(config: Config) -> float:
+def first_loss(config: Config, teacher: LanguageModel | None = None) -> float:
     """The loss of the run's first micro-batch, under its own signal."""
-    parts, _ = prepare(config)
+    parts, _ = prepare(config, teacher=teacher)
     assert parts.engine is not None
     assert parts.teacher is not None
     parts.engine.publish(version=0)
@@ -344,6 +313,17 @@ def test_a_top_k_signal_of_the_whole_vocabulary_gives_the_exact_loss_and_fewer_t
     few = first_loss(make_config(**common, teacher_signal="topk(3)"))
     assert whole == pytest.approx(exact, rel=1e-5)
     assert 0 < few < 0.99 * exact
+
+
+@pytest.mark.parametrize("signal", ["hidden", "topk(7)"])
+def test_the_teacher_has_a_temperature_of_its_own(signal: str, make_config: MakeConfig) -> None:
+    changes = {"teacher_signal": signal, "loss.temperature": 1.5, "divergence": "forward_kl", "overwrite": True}
+    alone = first_loss(make_config(**changes, **{"loss.teacher_temperature": 0.4}))
+    sharp = live(seed=1, hidden=32)
+    with torch.no_grad():
+        sharp.module.lm_head.weight.mul_(1.5 / 0.4)
+    assert alone == pytest.approx(first_loss(make_config(**changes), teacher=sharp), rel=1e-5)
+    assert abs(alone - first_loss(make_config(**changes))) > 0.1
 
 
 def test_a_sampled_signal_gives_the_gradient_of_k2(make_config: MakeConfig) -> None:

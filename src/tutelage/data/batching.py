@@ -17,17 +17,22 @@ from tutelage.types import MicroBatch, Rollout
 Normalisation = Literal["sequence", "token"]
 
 
-def token_weights(rollouts: Sequence[Rollout], normalisation: Normalisation) -> list[list[float]]:
+def token_weights(
+    rollouts: Sequence[Rollout], normalisation: Normalisation, prefix_tokens: int | None = None
+) -> list[list[float]]:
     """One weight per completion token of the global batch.
 
     "sequence": 1 / (L_y * B), the paper's Eq. 2: mean over each sequence's own tokens, then over sequences.
     "token": 1 / N over all completion tokens of the batch.
+
+    With `prefix_tokens` L_y and N count the first so many tokens of each completion, and all later ones weigh 0: the weights
+    sum to 1 whatever the prefix, and a shorter completion keeps all of its tokens.
     """
     lengths = [len(r.completion_ids) for r in rollouts]
-    if normalisation == "token":
-        total = sum(lengths)
-        return [[1.0 / total] * n for n in lengths]
-    return [[1.0 / (n * len(rollouts))] * n for n in lengths]
+    kept = [n if prefix_tokens is None else min(n, prefix_tokens) for n in lengths]
+    total = sum(kept)
+    weights = [1.0 / total if normalisation == "token" else 1.0 / (k * len(rollouts)) for k in kept]
+    return [[w] * k + [0.0] * (n - k) for w, k, n in zip(weights, kept, lengths, strict=True)]
 
 
 def policy_weights(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> list[list[float]]:

@@ -72,7 +72,8 @@ class DataSource:
 
     Args:
         data: a .jsonl, .json or .parquet file (the train split), a folder with train, validation and test files of
-            those kinds, or the name of a data set on the Hugging Face hub.
+            those kinds, or the name of a data set on the Hugging Face hub; NAME@REVISION for another branch, tag or commit
+            than its main one.
         check: raises `BadRowError` for a row the task cannot use.
         key: row -> text whose hash decides whether a train row is carved off for validation.
         validation_data, test_data: files in place of the ones `data` would give.
@@ -255,13 +256,15 @@ def _read_parquet(path: Path) -> Rows:
 def _read_hub(name: str, config: str | None, split: str) -> Rows | None:
     from datasets import load_dataset
 
+    repository, _, revision = name.partition("@")
     try:
-        splits = load_dataset(name, config)
-    except (OSError, ValueError) as problem:  # offline, unknown name, unknown configuration
+        splits = load_dataset(repository, config, revision=revision or None)
+    # Offline; an unknown name or configuration; rows that a script would make, which `datasets` no longer runs.
+    except (OSError, ValueError, RuntimeError) as problem:
         raise UserError(
             f"data is {name!r}, which is no local file or folder, and loading it from the Hugging Face hub failed "
             f"({type(problem).__name__}: {problem}); give data the path of a file or folder, or check the name, "
-            "data_config and the network"
+            f"data_config and the network; where a script made the rows, {repository}@refs/convert/parquet has them as files"
         ) from problem
     if split not in splits:
         return None
@@ -269,7 +272,8 @@ def _read_hub(name: str, config: str | None, split: str) -> Rows | None:
 
 
 def _looks_local(data: str) -> bool:
-    return data.startswith((".", "/", "~")) or data.count("/") > 1 or data.lower().endswith(SUFFIXES)
+    name = data.partition("@")[0]  # a revision may have slashes, a hub name has one
+    return data.startswith((".", "/", "~")) or name.count("/") > 1 or data.lower().endswith(SUFFIXES)
 
 
 def _existing(data: str, option: str) -> Path:

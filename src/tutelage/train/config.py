@@ -17,6 +17,7 @@ from tutelage.fused import Implementation
 from tutelage.models.options import ModelConfig, StudentConfig
 from tutelage.rewards.options import RLConfig
 from tutelage.section import Section
+from tutelage.sources import ReplaySchedule
 from tutelage.teacher.base import parse_signal
 
 
@@ -26,7 +27,8 @@ class TaskConfig(Section):
     name: str = "jsonl"
     """arithmetic, gsm8k, translation, summarization, instructions or jsonl."""
     data: str | None = None
-    """File, folder or hub name of the data; None: the task's public hub name, or none where the task generates its own."""
+    """File, folder or hub name of the data (NAME, NAME@REVISION); None: the task's public hub name, or none where it generates its
+    own."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further options of the task: columns, sizes, prefix, few-shot examples, ..."""
     max_prompt_tokens: int | None = Field(None, ge=1)
@@ -50,6 +52,14 @@ class RolloutConfig(Section):
     """Limit of a completion; None: the task's."""
     samples_per_prompt: int = Field(1, ge=1)
     """Sequences the student writes for each prompt of a step; divides train.batch_size, which counts sequences."""
+    replay: int | None = Field(None, ge=0)
+    """How many of the student's newest sequences are kept, to be drawn again in place of new ones; 0: none; None: the method's."""
+    replay_schedule: ReplaySchedule | None = None
+    """Share of the student's steps that draw kept sequences: rising from 0 to 1 over the run (None), falling from 1 to 0, or
+    constant at 1/2."""
+    replay_clip: float | None = Field(None, ge=1)
+    """Weight each token of a kept sequence by how much likelier the current student is to come to it than the one that wrote it,
+    by this factor at most; None: all alike."""
     teacher_temperature: float = Field(0.0, ge=0)
     """Sampling temperature of teacher-generated sequences; 0: greedy."""
     batch_rows: int | None = Field(None, ge=1)
@@ -61,8 +71,12 @@ class LossConfig(Section):
 
     temperature: float = Field(1.0, gt=0)
     """Divides both models' logits in the divergence; independent of the sampling temperature."""
+    teacher_temperature: float | None = Field(None, gt=0)
+    """Divides the teacher's logits in place of `temperature`: below it, a sharper teacher; None: the same."""
     normalisation: Literal["sequence", "token"] = "sequence"
     """sequence: mean over each sequence's tokens, then over sequences (the paper's Eq. 2); token: one mean over all tokens."""
+    prefix_tokens: int | None = Field(None, ge=1)
+    """Mark the first so many tokens of each completion only, and take the means over these; None: all."""
     budget_mb: int = Field(256, ge=1)
     """Memory for the vocabulary-wide buffers of the loss; a GPU is quicker with 1024 or more."""
     implementation: Implementation = "auto"
@@ -148,9 +162,10 @@ class Recipe(Section):
     output: Path = Path("runs/latest")
     """The run's folder."""
     method: str = "gkd"
-    """sft, seqkd, supervised_kd, on_policy_kd, imitkd, f_distill, gkd or rl_gkd."""
+    """sft, seqkd, supervised_kd, on_policy_kd, imitkd, f_distill, distillm, gkd or rl_gkd."""
     divergence: str | None = None
-    """forward_kl, reverse_kl, jsd(0.5), jsd(0.5, rescale), total_variation, skew_forward_kl(0.1), ...; None: the method's."""
+    """forward_kl, reverse_kl, jsd(0.5), jsd(0.5, rescale), total_variation, skew_forward_kl(0.1), adaptive_kl(0.5), ...; None: the
+    method's."""
     teacher_signal: str = "hidden"
     """What the teacher answers with: hidden (exact), topk(64) (its likeliest tokens and one bucket for the rest), or sampled
     (the probability of each token the student drew; reverse_kl and forward_kl only)."""

@@ -19,6 +19,7 @@ from tutelage.sources import Mixture
 from tutelage.teacher.base import TeacherScorer
 from tutelage.train.checkpoint import Checkpoints
 from tutelage.train.config import Config
+from tutelage.train.importance import ImportanceWeights
 from tutelage.train.metrics import MetricsWriter, Progress, Stopwatch
 from tutelage.train.optim import Optimizer
 from tutelage.train.signals import StopRequest
@@ -43,6 +44,7 @@ class Parts:
         output: the run's folder.
         held_out: the prompts of the split that is evaluated; empty for none.
         rewarder: rewards the student's sequences; None for distillation alone.
+        importance: weights the student's earlier sequences; None: all alike.
     """
 
     student: Student
@@ -55,6 +57,7 @@ class Parts:
     output: Path
     held_out: Sequence[Prompt] = ()
     rewarder: Rewarder | None = None
+    importance: ImportanceWeights | None = None
 
 
 @dataclass
@@ -104,6 +107,9 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
 
             # Weights come from the whole batch, before it is cut: the cut cannot change the gradient.
             weights, policy = weigh(rollouts, rewards, config)
+            if parts.importance is not None:
+                with watch.phase("importance"):
+                    weights = parts.importance(rollouts, weights, step)
             tally = Tally(rollouts)
             parts.student.module.train()
             for micro in micro_batches(rollouts, weights, parts.student.model, config.train.micro_batch_tokens, policy):
@@ -149,7 +155,7 @@ def weigh(
 
     With a reward they are the two terms of the paper's Eq. 5, alpha D - (1 - alpha) A log q(y), to be minimised.
     """
-    weights = token_weights(rollouts, config.loss.normalisation)
+    weights = token_weights(rollouts, config.loss.normalisation, config.loss.prefix_tokens)
     alpha = config.rl.alpha
     if rewards is None or alpha == 1:
         return weights, None

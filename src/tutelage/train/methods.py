@@ -1,6 +1,6 @@
 """The baselines of the paper as presets: each is a setting of one machine, never a code path of its own.
 
-Source: Agarwal et al., ICLR 2024 (arXiv 2306.13649), sections 2 and 3, and the works they name there.
+Source: Agarwal et al., ICLR 2024 (arXiv 2306.13649), sections 2 and 3, and the works they name there; later ones name their own.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Method:
         fixed_data: who wrote the sequences that are not the student's.
         summary: one line for help texts.
         needs_reward: whether it is nothing without `rl.reward`, which every method on the student's own sequences may have.
+        replay: how many of the student's newest sequences are kept and drawn from again.
     """
 
     divergence: str | None
@@ -34,6 +35,7 @@ class Method:
     fixed_data: Literal["dataset", "teacher"]
     summary: str
     needs_reward: bool = False
+    replay: int = 0
 
 
 METHODS: dict[str, Method] = {
@@ -45,6 +47,14 @@ METHODS: dict[str, Method] = {
         "forward_kl", 0.5, "dataset", "forward KL, half the steps on the student's sequences (Lin et al. 2020)"
     ),
     "f_distill": Method("total_variation", 0.5, "dataset", "total variation, half and half (Wen et al. 2023)"),
+    # Ko et al. 2024 (arXiv 2402.03898) raise the fraction from 0 whenever the validation loss rises; here it is fixed.
+    "distillm": Method(
+        "skew_forward_kl(0.1)",
+        0.5,
+        "dataset",
+        "skewed forward KL, half the steps on the student's sequences, new or replayed (Ko et al. 2024)",
+        replay=1000,
+    ),
     "gkd": Method("jsd(0.5)", 1.0, "dataset", "any divergence, any fraction (the paper's method)"),
     "rl_gkd": Method(
         "jsd(0.9)", 1.0, "dataset", "a reward beside the divergence (the paper's Eq. 5)", needs_reward=True
@@ -60,11 +70,13 @@ class Objective:
         divergence: the divergence; None for negative log-likelihood, or for a reward alone.
         student_data_fraction: lambda.
         fixed_data: who writes the rest.
+        replay: capacity of the buffer of the student's earlier sequences; 0: none.
     """
 
     divergence: Divergence | None
     student_data_fraction: float
     fixed_data: Literal["dataset", "teacher"]
+    replay: int = 0
 
     @property
     def needs_teacher(self) -> bool:
@@ -96,16 +108,19 @@ def resolve(config: Config) -> Objective:
     if _is_reward_alone(config):
         spelling = None
     fraction = preset.student_data_fraction if config.student_data_fraction is None else config.student_data_fraction
+    replay = preset.replay if config.rollout.replay is None else config.rollout.replay
     objective = Objective(
         divergence=None if spelling is None else divergences.parse(spelling),
         student_data_fraction=fraction,
         fixed_data=config.fixed_data or preset.fixed_data,
+        replay=replay if fraction > 0 else 0,
     )
     if objective.needs_teacher and config.teacher is None:
         raise UserError(f"method={config.method} needs a teacher: set --teacher to a folder or a hub name")
     if objective.divergence is not None:
         parse_signal(config.teacher_signal).check(objective.divergence)
     _check_reward(config, objective)
+    _check_replay(config, objective)
     _refuse_idle_options(config, objective)
     return objective
 
@@ -149,6 +164,28 @@ def _check_reward(config: Config, objective: Objective) -> None:
         )
 
 
+def _check_replay(config: Config, objective: Objective) -> None:
+    """Raises UserError where the student's earlier sequences do not fit the objective."""
+    replay = objective.replay
+    if not replay:
+        return
+    if config.rl.reward is not None:
+        raise UserError(
+            f"rl.reward={config.rl.reward} with rollout.replay={replay}: a policy gradient is of sequences that the current "
+            "student wrote; set rollout.replay=0, or drop rl.reward"
+        )
+    if objective.divergence is not None and parse_signal(config.teacher_signal).name == "sampled":
+        raise UserError(
+            f"teacher_signal=sampled with rollout.replay={replay}: a sampled signal is right only on tokens of the current student; "
+            "use the signal hidden or topk(64), which hold on any sequence, or set rollout.replay=0"
+        )
+    if replay < config.train.batch_size:
+        raise UserError(
+            f"rollout.replay={replay} is less than the train.batch_size={config.train.batch_size} sequences of a step; make it "
+            "that many or more, or 0"
+        )
+
+
 # Whether nothing looks at them, the options, why and what to do.
 _Idle = tuple[bool, tuple[str, ...], str]
 
@@ -179,7 +216,11 @@ def _idle_options(config: Config, objective: Objective) -> tuple[_Idle, ...]:
             "measure the divergence"
         )
     return (
-        (objective.divergence is None, ("divergence", "loss.temperature", "teacher_signal"), by_likelihood),
+        (
+            objective.divergence is None,
+            ("divergence", "loss.temperature", "loss.teacher_temperature", "teacher_signal"),
+            by_likelihood,
+        ),
         (
             config.train.optimizer != "muon",
             ("train.matrix_learning_rate",),
@@ -189,9 +230,14 @@ def _idle_options(config: Config, objective: Objective) -> tuple[_Idle, ...]:
         (not objective.needs_teacher and not thins_teacher, ("teacher", "teacher_model"), without_teacher),
         (
             fraction == 0,
-            ("rollout.temperature", "rollout.top_p", "rollout.top_k"),
+            ("rollout.temperature", "rollout.top_p", "rollout.top_k", "rollout.replay"),
             "with student_data_fraction 0 the student writes no training sequences, and evaluations follow eval.temperatures; "
             "drop it, or raise student_data_fraction",
+        ),
+        (
+            objective.replay == 0,
+            ("rollout.replay_schedule", "rollout.replay_clip"),
+            "no earlier sequences are kept; drop it, or set rollout.replay, or method=distillm",
         ),
         (
             fraction == 1,
@@ -227,7 +273,7 @@ def _idle_reward_options(config: Config) -> tuple[_Idle, ...]:
         ),
         (
             reward is not None and alpha == 0,
-            ("loss.normalisation",),
+            ("loss.normalisation", "loss.prefix_tokens"),
             "with rl.alpha 0 the reward of the whole sequence is trained on, not tokens; drop it, or raise rl.alpha",
         ),
     )

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 
 from tutelage.data.prompts import Draw, PromptStream
 from tutelage.errors import MissingSplitError, UserError
-from tutelage.estimators import check_on_policy
 from tutelage.models import load, vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.student import Student
@@ -23,18 +23,19 @@ from tutelage.rewards.rewarder import Rewarder
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.log import RolloutLog
 from tutelage.rollout.native import NativeEngine
-from tutelage.sources import DatasetSource, EngineSource, FirstDraw, Mixture, Source
+from tutelage.sources import DatasetSource, EngineSource, FirstDraw, Mixture, Replay, Source, replay_share
 from tutelage.tasks import Task, load_task
 from tutelage.tasks.encode import Encoding, GeneratedSplit, encode_split, fingerprint
-from tutelage.teacher.base import parse_signal
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import config_io
 from tutelage.train.checkpoint import Checkpoints, check_identity, require_space
+from tutelage.train.checks import check_length, check_pair, check_positions, check_replay, check_signal
 from tutelage.train.config import Config, identity
+from tutelage.train.importance import ImportanceWeights
 from tutelage.train.loop import Parts
 from tutelage.train.methods import Objective, resolve
 from tutelage.train.optim import Optimizer, trainable_bytes
-from tutelage.types import Prompt, Rollout
+from tutelage.types import Prompt
 
 _RECORD = "run.json"
 _DATA = "data.json"
@@ -73,6 +74,7 @@ def prepare(
     objective = resolve(config)
     check_output(config)
     task = task or load_task(config.task.name, data=config.task.data, **config.task.options)
+    check_replay(config, sampling_of(config, task))
     torch.manual_seed(config.seed)
     device = pick_device(config.train.device)
     reward = load_reward(config.rl, task, sampling_of(config, task), device)
@@ -87,7 +89,7 @@ def prepare(
     if teacher is not None:
         check_pair(student, teacher)
         teacher.module.eval()  # a live one may come in training mode, and would mark with dropout
-        check_signal(config, objective, student, task)
+        check_signal(config, objective, student, sampling_of(config, task))
     join_ends(student, teacher, encoding_of(config, student, task))
     stream = training_stream(config, objective, [student, *([teacher] if teacher is not None else [])], task)
     check_data(config, stream.prompts)
@@ -96,6 +98,14 @@ def prepare(
     prepare_output(config, stream.prompts)
     parts = connect(config, objective, student, teacher, task, stream)
     parts.held_out = held_out
+    if config.rollout.replay_clip is not None:
+        parts.importance = ImportanceWeights(
+            student,
+            config.rollout.replay_clip,
+            sampling_of(config, task).temperature,
+            config.train.micro_batch_tokens,
+            config.loss.budget_mb * 2**20,
+        )
     if reward is not None:
         parts.rewarder = Rewarder(reward, task, student.tokenizer, config.rollout.samples_per_prompt)
     return parts, task
@@ -151,22 +161,6 @@ def training_stream(config: Config, objective: Objective, models: Sequence[Langu
     return stream
 
 
-def check_pair(student: LanguageModel, teacher: LanguageModel) -> None:
-    """Raises UserError when the two cannot read one micro-batch: of different families, or with other decoder starts."""
-    if student.is_encoder_decoder != teacher.is_encoder_decoder:
-        kinds = {True: "an encoder-decoder", False: "a decoder-only model"}
-        raise UserError(
-            f"the student ({student.name}) is {kinds[student.is_encoder_decoder]}, the teacher ({teacher.name}) "
-            f"{kinds[teacher.is_encoder_decoder]}; give two models of one family"
-        )
-    if student.is_encoder_decoder and student.decoder_start_ids != teacher.decoder_start_ids:
-        raise UserError(
-            f"completions of the student ({student.name}) start behind the tokens {student.decoder_start_ids}, those of the "
-            f"teacher ({teacher.name}) behind {teacher.decoder_start_ids}; give both the same decoder_start_token_id "
-            "(config.json) and forced_bos_token_id (generation_config.json)"
-        )
-
-
 def join_ends(student: LanguageModel, teacher: LanguageModel | None, encoding: Encoding) -> None:
     """Makes student and teacher end a completion at the same tokens: those of either, and of the chat template."""
     models = [student] if teacher is None else [student, teacher]
@@ -193,13 +187,21 @@ def connect(
         writer = NativeEngine(teacher, config.rollout.batch_rows)
         fixed = FirstDraw(EngineSource(writer, greedy, config.seed, "teacher"), log)
     engine = NativeEngine(student, config.rollout.batch_rows) if objective.student_data_fraction > 0 else None
-    on_policy = EngineSource(engine, sampling, config.seed, "student") if engine is not None else None
+    on_policy: Source | None = None
+    if engine is not None:
+        on_policy = EngineSource(engine, sampling, config.seed, "student")
+        if objective.replay:
+            schedule = config.rollout.replay_schedule or "rising"
+            share = partial(replay_share, steps=config.train.steps, schedule=schedule)
+            on_policy = Replay(on_policy, log, objective.replay, share, config.fraction_unit, config.seed)
     budget_bytes = config.loss.budget_mb * 2**20
     marks = (config.loss.temperature, budget_bytes, config.loss.implementation)
     module = Student(student, objective.divergence, *marks)
     scorer = None
     if teacher is not None and objective.divergence is not None:
-        scorer = LocalTeacher(teacher, config.teacher_signal, config.loss.temperature, budget_bytes)
+        scorer = LocalTeacher(
+            teacher, config.teacher_signal, config.loss.temperature, budget_bytes, config.loss.teacher_temperature
+        )
     return Parts(
         student=module,
         teacher=scorer,
@@ -222,18 +224,6 @@ def connect(
     )
 
 
-def check_signal(config: Config, objective: Objective, student: LanguageModel, task: Task) -> None:
-    """Raises UserError where the teacher's signal does not fit what the student writes, or its vocabulary."""
-    signal, sampling = parse_signal(config.teacher_signal), sampling_of(config, task)
-    if signal.name == "sampled":
-        drawn = (sampling.temperature, sampling.top_p, sampling.top_k)
-        check_on_policy(objective.student_data_fraction, *drawn, config.loss.temperature)
-    if signal.k is not None and signal.k > student.vocab_size:
-        raise UserError(
-            f"teacher_signal={signal}, but the vocabulary has {student.vocab_size} tokens; lower k, or use teacher_signal=hidden"
-        )
-
-
 def sampling_of(config: Config, task: Task) -> Sampling:
     """How the student writes: the configuration's choices over the task's defaults."""
     chosen, default = config.rollout, task.generation
@@ -254,27 +244,6 @@ def encoding_of(config: Config, student: LanguageModel, task: Task) -> Encoding:
         config.task.use_chat,
         config.task.skip_long_prompts,
     )
-
-
-def check_positions(model: LanguageModel, encoding: Encoding, sampling: Sampling) -> None:
-    """Raises UserError when prompts and completions could pass the model's last position."""
-    lack = model.lack_of_positions(encoding.max_prompt_tokens, sampling.max_new_tokens)
-    if lack is not None:
-        raise UserError(
-            f"{lack}, but prompts of up to {encoding.max_prompt_tokens} and completions of up to {sampling.max_new_tokens} tokens "
-            "are allowed; lower task.max_prompt_tokens or rollout.max_new_tokens"
-        )
-
-
-def check_length(model: LanguageModel, rollout: Rollout) -> None:
-    """Raises UserError when a data-set sequence passes the model's last position."""
-    prompt, completion = len(rollout.prompt_ids), len(rollout.completion_ids)
-    lack = model.lack_of_positions(prompt, completion)
-    if lack is not None:
-        raise UserError(
-            f"training example {rollout.prompt_id} has a prompt of {prompt} and a completion of {completion} tokens, but {lack}; "
-            "shorten or remove the row"
-        )
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -1,0 +1,74 @@
+"""Whether models, signal and sequences fit one another: checked before any long work."""
+
+from __future__ import annotations
+
+from tutelage.errors import UserError
+from tutelage.estimators import check_on_policy
+from tutelage.models.language_model import LanguageModel
+from tutelage.rollout.base import Sampling
+from tutelage.tasks.encode import Encoding
+from tutelage.teacher.base import parse_signal
+from tutelage.train.config import Config
+from tutelage.train.methods import Objective
+from tutelage.types import Rollout
+
+
+def check_pair(student: LanguageModel, teacher: LanguageModel) -> None:
+    """Raises UserError when the two cannot read one micro-batch: of different families, or with other decoder starts."""
+    if student.is_encoder_decoder != teacher.is_encoder_decoder:
+        kinds = {True: "an encoder-decoder", False: "a decoder-only model"}
+        raise UserError(
+            f"the student ({student.name}) is {kinds[student.is_encoder_decoder]}, the teacher ({teacher.name}) "
+            f"{kinds[teacher.is_encoder_decoder]}; give two models of one family"
+        )
+    if student.is_encoder_decoder and student.decoder_start_ids != teacher.decoder_start_ids:
+        raise UserError(
+            f"completions of the student ({student.name}) start behind the tokens {student.decoder_start_ids}, those of the "
+            f"teacher ({teacher.name}) behind {teacher.decoder_start_ids}; give both the same decoder_start_token_id "
+            "(config.json) and forced_bos_token_id (generation_config.json)"
+        )
+
+
+def check_signal(config: Config, objective: Objective, student: LanguageModel, sampling: Sampling) -> None:
+    """Raises UserError where the teacher's signal does not fit what the student writes, or its vocabulary."""
+    signal = parse_signal(config.teacher_signal)
+    if signal.name == "sampled":
+        drawn = (sampling.temperature, sampling.top_p, sampling.top_k)
+        check_on_policy(objective.student_data_fraction, *drawn, config.loss.temperature)
+    if signal.k is not None and signal.k > student.vocab_size:
+        raise UserError(
+            f"teacher_signal={signal}, but the vocabulary has {student.vocab_size} tokens; lower k, or use teacher_signal=hidden"
+        )
+
+
+def check_replay(config: Config, sampling: Sampling) -> None:
+    """Raises UserError where sequences to be weighted by importance are not drawn from the student's whole distribution."""
+    if config.rollout.replay_clip is not None and (
+        sampling.temperature == 0 or sampling.top_p != 1 or sampling.top_k != 0
+    ):
+        raise UserError(
+            f"rollout.replay_clip={config.rollout.replay_clip} with rollout.temperature={sampling.temperature}, "
+            f"rollout.top_p={sampling.top_p}, rollout.top_k={sampling.top_k}: a ratio of probabilities needs draws from the student's "
+            "whole distribution; set rollout.temperature above 0, rollout.top_p=1 and rollout.top_k=0, or drop rollout.replay_clip"
+        )
+
+
+def check_positions(model: LanguageModel, encoding: Encoding, sampling: Sampling) -> None:
+    """Raises UserError when prompts and completions could pass the model's last position."""
+    lack = model.lack_of_positions(encoding.max_prompt_tokens, sampling.max_new_tokens)
+    if lack is not None:
+        raise UserError(
+            f"{lack}, but prompts of up to {encoding.max_prompt_tokens} and completions of up to {sampling.max_new_tokens} tokens "
+            "are allowed; lower task.max_prompt_tokens or rollout.max_new_tokens"
+        )
+
+
+def check_length(model: LanguageModel, rollout: Rollout) -> None:
+    """Raises UserError when a data-set sequence passes the model's last position."""
+    prompt, completion = len(rollout.prompt_ids), len(rollout.completion_ids)
+    lack = model.lack_of_positions(prompt, completion)
+    if lack is not None:
+        raise UserError(
+            f"training example {rollout.prompt_id} has a prompt of {prompt} and a completion of {completion} tokens, but {lack}; "
+            "shorten or remove the row"
+        )
