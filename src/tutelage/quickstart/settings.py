@@ -63,7 +63,7 @@ class Settings:
     prompt_size: int = 10_000
     steps: int = 350
     batch_size: int = 32
-    evaluate_every: int = 50
+    evaluate_every: int = 70
     validation_size: int = 200
     test_size: int = 500
     resamples: int = 1000
@@ -105,6 +105,7 @@ def configuration(settings: Settings, method: Method, output: Path, seed: int) -
             },
             "eval": {
                 "every": settings.evaluate_every,
+                "marks": 6,
                 "final": "validation",
                 "limit": settings.validation_size,
                 "batch_rows": settings.validation_size,
