@@ -74,7 +74,7 @@ def test_drop_empty(tmp_path):
         (lines("null"), r"a\.jsonl, line 1: null; each line must be one JSON object"),
         (
             lines({"question": "q", "answer": "a"}),
-            "line 1: no column 'prompt'; it has 'question', 'answer'; set prompt_column",
+            "line 1: no column 'prompt'; it has 'question', 'answer'; set --task.options.prompt_column",
         ),
         (lines({}), "line 1: no column 'prompt'; it has none"),
         (

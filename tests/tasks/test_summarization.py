@@ -48,7 +48,7 @@ def test_rows_without_further_references(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, "line 1: no column 'body'; it has 'text'; set document_column"),
+        ({"text": "a"}, "line 1: no column 'body'; it has 'text'; set --task.options.document_column"),
         ({"body": "a", "subject": " "}, "column 'subject' is empty"),
         ({**MAIL, "annotations": "one"}, "column 'annotations' must be an array of strings"),
         ({**MAIL, "annotations": ["one", 2]}, "column 'annotations', reference 2 is a number"),

@@ -314,7 +314,7 @@ def column(row: Example, name: str, option: str) -> Any:
     """
     if name not in row:
         raise BadRowError(
-            f"no column {name!r}; it has {', '.join(map(repr, row)) or 'none'}; set {option} to the right one"
+            f"no column {name!r}; it has {', '.join(map(repr, row)) or 'none'}; set --task.options.{option} to the right one"
         )
     return row[name]
 
