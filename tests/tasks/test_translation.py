@@ -59,8 +59,14 @@ def test_generation_defaults_to_four_beams(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"english": "a", "german": "b"}, "line 1: no column 'en'; it has 'english', 'german'; set --task.options.source_column"),
-        ({"translation": {"en": "a", "fr": "b"}}, "no column 'de'; it has 'en', 'fr'; set --task.options.target_column"),
+        (
+            {"english": "a", "german": "b"},
+            "line 1: no column 'en'; it has 'english', 'german'; set --task.options.source_column",
+        ),
+        (
+            {"translation": {"en": "a", "fr": "b"}},
+            "no column 'de'; it has 'en', 'fr'; set --task.options.target_column",
+        ),
         ({"translation": "a"}, "column 'translation' must be an object with one text per language"),
         ({"en": "a", "de": ""}, "column 'de' is empty; the completion needs text"),
     ],
