@@ -1,11 +1,13 @@
 """The sampled-token loss against its full-logits twin; that its expected gradient is right is proven in conformance."""
 
 import math
-from dataclasses import astuple, replace
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from tests.fused import twins
 from tutelage import estimators
 from tutelage.errors import UserError
 from tutelage.fused import linear_sampled
@@ -13,6 +15,8 @@ from tutelage.types import LMHead, SampledToken
 
 TOKENS, VOCAB = 7, 37
 BUDGET = 2 * 3 * VOCAB * 16  # a few tokens a chunk
+evaluate = partial(twins.evaluate, linear_sampled)
+assert_twins = partial(twins.assert_twins, linear_sampled, budget_bytes=BUDGET)
 
 
 def random(*shape, seed):
@@ -27,22 +31,6 @@ def problem(**head):
         "targets": torch.arange(TOKENS) * 5 % VOCAB,
         "weights": torch.linspace(0.1, 1.3, TOKENS, dtype=torch.float64),
     }
-
-
-def evaluate(inputs, **options):
-    total, stats = linear_sampled(**inputs, return_stats=True, **options)
-    assert linear_sampled(**inputs, **options).item() == pytest.approx(total.item(), rel=1e-12)
-    return total.detach(), stats, torch.autograd.grad(total, (inputs["student_hidden"], inputs["student_head"].weight))
-
-
-def assert_twins(inputs, **options):
-    expected = evaluate(inputs, implementation="reference", **options)
-    actual = evaluate(inputs, budget_bytes=BUDGET, **options)
-    torch.testing.assert_close(actual[0], expected[0], rtol=1e-11, atol=1e-13)
-    torch.testing.assert_close(actual[2], expected[2], rtol=1e-10, atol=1e-13)
-    for one, two in zip(astuple(actual[1]), astuple(expected[1]), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-13)
-    return actual
 
 
 @pytest.mark.parametrize("head", [{}, {"bias": random(VOCAB, seed=6), "scale": 0.7, "softcap": 1.5}])

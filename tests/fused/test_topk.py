@@ -1,12 +1,14 @@
 """The top-k loss against its full-logits twin, and where masses vanish; enumeration is in conformance."""
 
 import math
-from dataclasses import astuple, replace
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.fused import twins
 from tutelage.errors import UserError
 from tutelage.estimators import tail_logp
 from tutelage.fused import linear_divergence, linear_topk, teacher_topk
@@ -14,6 +16,8 @@ from tutelage.types import LMHead, TopK
 
 TOKENS, VOCAB = 7, 37
 BUDGET = 2 * 3 * VOCAB * 16  # a few tokens a chunk
+evaluate = partial(twins.evaluate, linear_topk)
+assert_twins = partial(twins.assert_twins, linear_topk, budget_bytes=BUDGET)
 
 
 def random(*shape, seed, dtype=torch.float64):
@@ -29,22 +33,6 @@ def problem(dtype=torch.float64, k=5, temperature=0.8, **head):
         "signal": teacher_topk(*teacher, k, temperature),
         "weights": torch.linspace(0.1, 1.3, TOKENS, dtype=torch.float64),
     }
-
-
-def evaluate(inputs, **options):
-    total, stats = linear_topk(**inputs, return_stats=True, **options)
-    assert linear_topk(**inputs, **options).item() == pytest.approx(total.item(), rel=1e-6)
-    return total.detach(), stats, torch.autograd.grad(total, (inputs["student_hidden"], inputs["student_head"].weight))
-
-
-def assert_twins(inputs, **options):
-    expected = evaluate(inputs, implementation="reference", **options)
-    actual = evaluate(inputs, budget_bytes=BUDGET, **options)
-    torch.testing.assert_close(actual[0], expected[0], rtol=1e-11, atol=1e-13)
-    torch.testing.assert_close(actual[2], expected[2], rtol=1e-10, atol=1e-13)
-    for one, two in zip(astuple(actual[1]), astuple(expected[1]), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-13)
-    return actual
 
 
 @pytest.mark.parametrize("head", [{}, {"bias": random(VOCAB, seed=5), "scale": 0.7, "softcap": 1.5}])
