@@ -1,15 +1,17 @@
 """The plot of loss.py's results: time relative to the four GEMMs, and peak memory, of every implementation.
 
-    .venv/bin/python benchmarks/loss_plot.py                          # benchmarks/results/loss.json to docs/assets/loss.png
-    .venv/bin/python benchmarks/loss_plot.py RESULTS.json PLOT.png
+    .venv/bin/python benchmarks/loss_plot.py                          # benchmarks/results/loss*.json to docs/assets/loss.png
+    .venv/bin/python benchmarks/loss_plot.py RESULTS.json ... --plot PLOT.png
 
-One row of panels for each size, one pair of columns for each dtype. A position is a median, a whisker the quartiles.
+One row of panels for each size, one pair of columns for each dtype. A position is a median, a whisker the quartiles. Several files are
+parts of one benchmark: each case stands beside the floor of its own run, and where two hold one case the later file counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,19 +36,20 @@ LABELS = {
 OFFSET = 0.22  # between the losses of one implementation, in rows
 
 
-def draw(record: dict[str, Any], path: Path) -> None:
+def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the plot as PNG; makes `path`'s folder.
 
     Args:
-        record: what loss.py wrote, the floor among the implementations.
+        records: what loss.py wrote, the floor among the implementations.
         path: of the file.
     """
     from matplotlib.figure import Figure  # takes a second to import
 
-    cases = record["cases"]
+    by_case = {(*(case[name] for name in SIZE), case["loss"]): case for record in records for case in record["cases"]}
+    cases = [by_case[key] for key in sorted(by_case, key=lambda key: (key[3], key[0], key[4] != "float32"))]
     sizes = list(dict.fromkeys(tuple(case[name] for name in SIZE[:-1]) for case in cases))
     dtypes = list(dict.fromkeys(case["dtype"] for case in cases))
-    names = [name for name in LABELS if name in record["settings"]["implementations"]]
+    names = [name for name in LABELS if any(name in case["implementations"] for case in cases)]
     inches = (4.0 * 2 * len(dtypes) + 1.5, (0.45 * len(names) + 1.0) * len(sizes) + 0.8)
     figure = Figure(figsize=inches, dpi=130, layout="constrained")
     panels = figure.subplots(len(sizes), 2 * len(dtypes), squeeze=False, sharey=True)
@@ -78,7 +81,7 @@ def _time(axes: Axes, cases: list[dict[str, Any]], names: list[str]) -> None:
             median, low, high = (seconds[key] / floor for key in ("median", "quartile_1", "quartile_3"))
             axes.plot([low, high], [height, height], color=MARKS[case["loss"]][0], linewidth=1)
             _mark(axes, median, height, case["loss"])
-        _refusals(axes, rows, names)
+        _absent(axes, rows, names)
 
 
 def _memory(axes: Axes, cases: list[dict[str, Any]], names: list[str]) -> None:
@@ -89,7 +92,7 @@ def _memory(axes: Axes, cases: list[dict[str, Any]], names: list[str]) -> None:
     for case in cases:
         for height, peak in _places(axes, case, names, "peak_mb"):
             _mark(axes, peak, height, case["loss"])
-        _refusals(axes, case["implementations"], names)
+        _absent(axes, case["implementations"], names)
 
 
 def _frame(axes: Axes, names: list[str]) -> None:
@@ -110,7 +113,7 @@ def _places(axes: Axes, case: dict[str, Any], names: list[str], key: str) -> lis
     """Height and `key` of every implementation that has it."""
     offset = (list(MARKS).index(case["loss"]) - 1) * OFFSET
     rows = case["implementations"]
-    return [(height + offset, rows[name][key]) for height, name in enumerate(names) if key in rows[name]]
+    return [(height + offset, rows[name][key]) for height, name in enumerate(names) if key in rows.get(name, {})]
 
 
 def _mark(axes: Axes, position: float, height: float, loss: str) -> None:
@@ -119,20 +122,29 @@ def _mark(axes: Axes, position: float, height: float, loss: str) -> None:
     axes.plot(position, height, shape, color=colour, markersize=5, linestyle="none", label=None if known else loss)
 
 
-def _refusals(axes: Axes, rows: dict[str, Any], names: list[str]) -> None:
+def _absent(axes: Axes, rows: dict[str, Any], names: list[str]) -> None:
+    """Says of the implementations without a mark why they have none."""
     for height, name in enumerate(names):
-        if "does_not_fit" in rows[name]:
+        if name not in rows or "does_not_fit" in rows[name]:
             axes.annotate(
-                "does not fit", (0.98, height), xycoords=("axes fraction", "data"), fontsize=8, ha="right", va="center"
+                "does not fit" if name in rows else "not measured",
+                (0.98, height),
+                xycoords=("axes fraction", "data"),
+                fontsize=8,
+                color="#555555",
+                ha="right",
+                va="center",
             )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="?", default=ROOT / "benchmarks" / "results" / "loss.json")
-    parser.add_argument("plot", type=Path, nargs="?", default=ROOT / "docs" / "assets" / "loss.png")
+    parser.add_argument(
+        "results", type=Path, nargs="*", default=sorted((ROOT / "benchmarks" / "results").glob("loss*.json"))
+    )
+    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "assets" / "loss.png")
     options = parser.parse_args()
-    draw(json.loads(options.results.read_text()), options.plot)
+    draw([json.loads(path.read_text()) for path in options.results], options.plot)
     print(f"wrote {options.plot}")
 
 

@@ -70,8 +70,22 @@ def test_the_case_has_the_times_of_all(record: dict[str, Any]) -> None:
 
 
 def test_the_plot_shows_every_case(record: dict[str, Any], tmp_path: Path, load: Any) -> None:
-    load("loss_plot").draw(record, tmp_path / "assets" / "loss.png")
+    load("loss_plot").draw([record], tmp_path / "assets" / "loss.png")
     assert (tmp_path / "assets" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_joins_parts_with_other_implementations(
+    record: dict[str, Any], tmp_path: Path, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plot = load("loss_plot")
+    (case,) = record["cases"]
+    rows = {name: row for name, row in case["implementations"].items() if name != "reference"}
+    other = {"cases": [{**case, "tokens": 7, "implementations": rows}]}
+    drawn = []
+    monkeypatch.setattr(plot, "_mark", lambda axes, position, height, loss: drawn.append(position))
+    plot.draw([record, other], tmp_path / "loss.png")
+    # Time and memory of each: two implementations in the first part, one in the second.
+    assert len(drawn) == 2 * 2 + 2 * 1
 
 
 @pytest.fixture
