@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup check test test-browser quickstart benchmark-step benchmark-loss assets
+.PHONY: help setup check test test-browser quickstart benchmark-step benchmark-loss reproduce assets
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -40,6 +40,9 @@ benchmark-step: setup  ## seconds a step and peak memory
 
 benchmark-loss: setup  ## seconds and memory of the loss beside its peers: long
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python benchmarks/loss.py
+
+reproduce: setup  ## the paper's claims on two cores: PARTS="methods rl", MULTI30K=FOLDER; long
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/reproduce/reproduce.py $(if $(PARTS),--parts $(PARTS)) $(if $(MULTI30K),--multi30k $(MULTI30K))
 
 assets: setup  ## retrain the models the package carries
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python recipes/arithmetic/train_assets.py

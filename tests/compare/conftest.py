@@ -16,7 +16,7 @@ from tutelage.compare.cell import RUN_RECORD, TEST_RECORD, Job
 from tutelage.compare.comparison import Comparison, ComparisonResult
 from tutelage.compare.config import ComparisonRecipe, read
 from tutelage.compare.execute import run_here
-from tutelage.compare.records import EvaluationProtocol, EvaluationRecord, Point, RunRecord, Score
+from tutelage.compare.records import PHASES, EvaluationProtocol, EvaluationRecord, Point, RunRecord, Score
 from tutelage.errors import UserError
 from tutelage.train import config_io
 
@@ -64,7 +64,8 @@ def run_record(
         config={"seed": seed, **config},
         steps=steps,
         tokens=10 * steps,
-        seconds={"rollout": 0.25 * steps * step_seconds, "teacher": 0.0, "update": 0.75 * steps * step_seconds},
+        seconds=dict.fromkeys(PHASES, 0.0)
+        | {"rollout": 0.25 * steps * step_seconds, "update": 0.75 * steps * step_seconds},
         threads=1,
         scores=curve[-1].scores,
         curve=curve,

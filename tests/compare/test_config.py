@@ -67,22 +67,21 @@ def test_the_arithmetic_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(RECIPES.parents[1])
     recipe = read(RECIPES / "arithmetic.yaml")
     variants = plan.expand(recipe)
-    names = ["supervised KD", "SeqKD", "SeqKD, 10,000 problems", "on-policy GKD forward_kl", "on-policy GKD jsd(0.5)"]
-    assert [variant.name for variant in variants] == names
+    assert [variant.name for variant in variants] == ["supervised KD", "on-policy GKD"]
     cells = plan.search_cells(recipe, variants)
-    assert len({cell.folder for cell in cells}) == 5 * 4
+    assert len({cell.folder for cell in cells}) == 2 * 2
     gkd = cells[-1].config
-    assert gkd.task.options == {"train_size": 10000, "validation_size": 500, "test_size": 1000}
-    assert (gkd.train.matrix_learning_rate, gkd.train.learning_rate, gkd.divergence) == (0.04, 0.004, "jsd(0.5)")
+    assert gkd.task.options == {"train_size": 10000, "validation_size": 200, "test_size": 500}
+    assert (gkd.train.matrix_learning_rate, gkd.train.learning_rate, gkd.divergence) == (0.02, 0.001, "forward_kl")
 
 
 def test_the_multi30k_recipe_needs_its_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = read(RECIPES / "multi30k.yaml", {"base": {"task": {"data": "here"}}})
+    recipe = read(RECIPES.parent / "reproduce" / "multi30k.yaml", {"base": {"task": {"data": "here"}}})
     variants = plan.expand(recipe)
-    assert [len(variant.grid) for variant in variants] == [3] * 5
+    assert [len(variant.grid) for variant in variants] == [2] * 3
     with pytest.raises(UserError, match="no model folder at 'runs/multi30k-student/model': train it first"):
         plan.search_cells(recipe, variants)
     for model in ("student", "teacher"):
         (tmp_path / f"runs/multi30k-{model}/model").mkdir(parents=True)
-    assert len(plan.search_cells(recipe, variants)) == 5 * 3
+    assert len(plan.search_cells(recipe, variants)) == 3 * 2

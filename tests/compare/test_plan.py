@@ -70,13 +70,16 @@ def test_a_folder_is_named_by_what_shapes_the_run(make_recipe: MakeRecipe, tmp_p
     assert len({same, *others}) == 4
 
 
-def test_a_student_trained_anew_is_another_student(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    weights = tmp_path / "student" / "model.safetensors"
+@pytest.mark.parametrize("role", ["student", "teacher", "other_teachers"])
+def test_a_model_trained_anew_is_another_model(make_recipe: MakeRecipe, tmp_path: Path, role: str) -> None:
+    weights = tmp_path / "model" / "model.safetensors"
     weights.parent.mkdir()
     found = []
     for content in (b"old", b"new", b"old"):
         weights.write_bytes(content)
-        recipe = make_recipe(base={"student": str(weights.parent), "teacher": "hub/name"})
+        folder = str(weights.parent)
+        models = {"student": "hub/one", "teacher": "hub/two", role: (folder,) if role == "other_teachers" else folder}
+        recipe = make_recipe(base=models)
         found.append(plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0).folder.name)
     assert found[0] == found[2] != found[1]
     with pytest.raises(UserError, match=r"no model folder at '\./nowhere'"):

@@ -26,7 +26,12 @@ def evaluation(value: float) -> Evaluation:
 
 
 def line(step: int, **more: Any) -> dict[str, Any]:
-    return {"step": step, "tokens": 10 * step, "seconds": {"rollout": 1.0, "update": 0.5, "evaluate": 99.0}, **more}
+    return {
+        "step": step,
+        "tokens": 10 * step,
+        "seconds": {"rollout": 0.75, "reward": 0.25, "update": 0.5, "evaluate": 99.0},
+        **more,
+    }
 
 
 def test_a_record_from_evaluations_and_metrics(make_recipe: Callable[..., ComparisonRecipe]) -> None:
@@ -35,7 +40,8 @@ def test_a_record_from_evaluations_and_metrics(make_recipe: Callable[..., Compar
     metrics = [line(1), line(2, evaluation={"accuracy T=1": 15.0, "reward": 3.0}), line(3)]
     record = records.run_record(config, evaluation(10.0), evaluation(20.0), metrics, threads=2)
     assert (record.steps, record.tokens, record.threads) == (3, 60, 2)
-    assert record.seconds == {"rollout": 3.0, "teacher": 0.0, "update": 1.5}  # evaluations are nobody's training
+    # Evaluations are nobody's training.
+    assert record.seconds == dict.fromkeys(records.PHASES, 0.0) | {"rollout": 2.25, "reward": 0.75, "update": 1.5}
     assert record.total_seconds == 4.5
     curve = [(point.step, point.seconds, point.tokens, point.scores[0].value) for point in record.curve]
     assert curve == [(0, 0.0, 0, 10.0), (2, 3.0, 30, 15.0), (3, 4.5, 60, 20.0)]

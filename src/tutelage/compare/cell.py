@@ -110,7 +110,7 @@ def _test(job: Job, protocol: EvaluationProtocol) -> None:
     task = load_task(config.task.name, data=config.task.data, **config.task.options)
     model = _model(job)
     encoding = encoding_of(config, model, task)
-    join_ends(model, None, encoding)
+    join_ends([model], encoding)
     prompts = encode_split(task, "test", encoding, protocol.limit, show_progress=False)
     evaluation = evaluate(
         model,

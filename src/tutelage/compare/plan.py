@@ -170,7 +170,7 @@ def address(config: Config) -> str:
     content = {
         "trajectory": _common(identity(config), set_keys),
         "validation": {key: config.model_dump(mode="json")["eval"][key] for key in ("every", "limit", "temperatures")},
-        "weights": [fingerprint(model) for model in (config.student, config.teacher)],
+        "weights": [fingerprint(model) for model in (config.student, config.teacher, *config.other_teachers)],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -16,7 +16,7 @@ from tutelage.section import Section
 from tutelage.train.config import Config
 
 # The work of a training step; evaluations and checkpoints belong to no method.
-PHASES = ("rollout", "teacher", "update")
+PHASES = ("rollout", "reward", "importance", "returns", "teacher", "update")
 
 SomeSection = TypeVar("SomeSection", bound=Section)
 
@@ -50,7 +50,7 @@ class Point(_Kept):
 
     Attributes:
         step: optimiser steps done.
-        seconds: spent in training steps until then (rollout, teacher, update).
+        seconds: spent in training steps until then, all `PHASES` together.
         tokens: completion tokens trained on until then.
         scores: of the headline metric.
     """

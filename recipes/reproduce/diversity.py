@@ -1,0 +1,99 @@
+"""Claim 4: quality against diversity over sampling temperatures, of the students that the part "divergences" trained."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from tutelage.compare import config, plan
+from tutelage.errors import UserError
+from tutelage.eval.evaluate import evaluate
+from tutelage.models import load
+from tutelage.models.options import ModelConfig
+from tutelage.tasks import load_task
+from tutelage.tasks.encode import encode_split
+from tutelage.train.setup import encoding_of
+
+TEMPERATURES = (0.3, 0.7, 1.0, 1.3)
+SAMPLES = 4
+EXAMPLES = 300
+COLUMNS = ("method", "seed", "temperature", "metric", "value", "self_bleu", "distinct_2", "examples", "samples")
+
+
+def measure(recipe: dict[str, Any], folder: Path, console: Console) -> None:
+    """Samples every finished student of a comparison on validation and writes runs.csv; the same students are not sampled again.
+
+    Args:
+        recipe: of the part "divergences".
+        folder: for the table.
+        console: for the progress bar.
+
+    Raises:
+        UserError: the part has not run.
+    """
+    comparison = config.read(recipe)
+    cells = [
+        cell
+        for variant in plan.expand(comparison)
+        for cell in plan.final_cells(comparison, variant, variant.grid[0])
+        if (cell.folder / "record.json").exists()
+    ]
+    if not cells:
+        raise UserError(
+            "part diversity samples the students of the part divergences; run that first: --parts divergences diversity"
+        )
+    path = folder / "runs.csv"
+    known = _known(path)
+    rows = []
+    for cell in track(cells, "sampling", console=console, transient=True):
+        seed = cell.config.seed
+        rows += known.get((cell.variant, str(seed))) or _sampled(cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _known(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Rows of an earlier table by method and seed."""
+    if not path.exists():
+        return {}
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found.setdefault((row["method"], row["seed"]), []).append(row)
+    return found
+
+
+def _sampled(cell: plan.Cell) -> list[dict[str, Any]]:
+    """A row for each temperature."""
+    settings = cell.config
+    task = load_task(settings.task.name, data=settings.task.data, **settings.task.options)
+    model = load.load(str(cell.folder / "model"), ModelConfig(dtype="float32"), torch.device("cpu"))
+    prompts = encode_split(task, "validation", encoding_of(settings, model, task), EXAMPLES, show_progress=False)
+    found = evaluate(
+        model,
+        task,
+        prompts,
+        temperatures=TEMPERATURES,
+        samples_per_prompt=SAMPLES,
+        batch_rows=settings.eval.batch_rows,
+        seed=settings.seed,
+        bootstrap=0,
+    )
+    return [
+        dict(
+            zip(
+                COLUMNS,
+                (cell.variant, settings.seed, t, r.metric, r.value, r.self_bleu, r.distinct_2, r.examples, SAMPLES),
+                strict=True,
+            )
+        )
+        for t, r in zip(TEMPERATURES, found.rows, strict=True)
+    ]

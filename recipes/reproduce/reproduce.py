@@ -1,0 +1,111 @@
+"""The paper's claims at the size of two processor cores: experiments, tables, and a verdict on each claim.
+
+    make reproduce                                              # every arithmetic part, from the models the package carries
+    make reproduce PARTS="methods rl"                           # some
+    make reproduce PARTS=multi30k MULTI30K=FOLDER               # after recipes/multi30k/{teacher,student}.yaml
+
+A part is a comparison (`PART.yaml`, on top of `arithmetic.base.yaml` where it is an arithmetic one). Finished runs are never trained
+again, and what was interrupted goes on. Each part's tables go to docs/results/reproduction/PART; the verdicts in
+docs/results/reproduction/README.md are made from all tables that are there, without training anything: `--parts` with nothing behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diversity
+import verdicts
+from rich.console import Console
+
+from tutelage.compare import compare
+from tutelage.errors import UserError
+from tutelage.run import run as train
+from tutelage.train import config_io
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+ARITHMETIC = ("methods", "divergences", "fractions", "low_data", "rl", "self", "later")
+PARTS = (*ARITHMETIC, "diversity", "multi30k")
+TABLES = ("runs.csv", "curves.csv", "summary.csv", "results.md", "results.png", "curves.png")
+
+
+def recipe(part: str, multi30k: Path | None) -> dict[str, Any]:
+    """The comparison of a part, ready for `tutelage.compare.compare`.
+
+    Args:
+        part: one of `PARTS`, but for "diversity".
+        multi30k: where its data lies.
+
+    Raises:
+        UserError: Multi30k without data.
+    """
+    own = read(HERE / f"{part}.yaml")
+    if part in ARITHMETIC:
+        return config_io.deep_merge(read(HERE / "arithmetic.base.yaml"), own)
+    if multi30k is None:
+        raise UserError("part multi30k: say where its data lies: --multi30k FOLDER, or make reproduce MULTI30K=FOLDER")
+    return config_io.deep_merge(own, {"base": {"task": {"data": str(multi30k)}}})
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A YAML file whose base has nested keys only."""
+    raw = config_io.load_yaml(path)
+    return {**raw, "base": config_io.nest(raw["base"])} if isinstance(raw.get("base"), Mapping) else raw
+
+
+def run(part: str, options: argparse.Namespace, console: Console) -> int:
+    """Runs a part and keeps its tables; its exit code."""
+    console.rule(part)
+    kept = options.results / part
+    if part == "diversity":
+        diversity.measure(recipe("divergences", None), kept, console)
+        return 0
+    if part == "self":
+        train_self_teacher(console)
+    chosen = recipe(part, options.multi30k)
+    result = compare(chosen, console=console)
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:
+        table = Path(chosen["output"]) / name
+        if table.exists():
+            shutil.copyfile(table, kept / name)
+    return result.exit_code
+
+
+def train_self_teacher(console: Console) -> None:
+    """The teacher of the part "self", once; an interrupted training goes on."""
+    raw = config_io.load_yaml(HERE / "self_teacher.yaml")
+    config = config_io.build({**raw, "resume": True})
+    if not (config.output / "model" / "config.json").exists():
+        console.print("training the teacher of the part self", highlight=False)
+        train(config, console=console)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=[part for part in PARTS if part != "multi30k"])
+    parser.add_argument("--multi30k", type=Path, help="folder of the Multi30k data, for the part of that name")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "reproduction")
+    options = parser.parse_args()
+    console = Console()
+    try:
+        if "multi30k" in options.parts:
+            recipe("multi30k", options.multi30k)  # before the other parts' long work
+        failed = [part for part in options.parts if run(part, options, console)]
+        page = verdicts.write(options.results)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    console.print(f"verdicts: {page}", soft_wrap=True, highlight=False)
+    if failed:
+        console.print(f"some runs failed in: {', '.join(failed)}; the same command tries them again", style="red")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""The stored tables of the reproduction, and the few statistics that the verdicts need."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+
+from tutelage.eval.statistics import Interval, seed_summary
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method in one decoding on the test split, as `tutelage compare` summed it up.
+
+    Attributes:
+        method: its name.
+        value: the headline metric, mean over seeds, with its Student-t interval.
+        gain: over the initial student, with its bootstrap interval over seeds and examples.
+        seeds: how many.
+        seconds: of training.
+    """
+
+    method: str
+    value: tuple[float, Interval | None]
+    gain: tuple[float, Interval | None]
+    seeds: int
+    seconds: float
+
+
+class Part:
+    """The tables of a part.
+
+    Args:
+        folder: with runs.csv and summary.csv.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.name, self.folder = folder.name, folder
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the part has been run."""
+        return (self.folder / "summary.csv").exists()
+
+    @cached_property
+    def runs(self) -> list[Row]:
+        """Every run, decoding and metric."""
+        return read(self.folder / "runs.csv")
+
+    @cached_property
+    def lines(self) -> dict[tuple[str, str], Line]:
+        """By method and decoding, at equal steps."""
+        found = {}
+        for row in read(self.folder / "summary.csv"):
+            if row["budget"] == "steps":
+                value, gain = _estimate(row, "value"), _estimate(row, "gain")
+                line = Line(row["method"], value, gain, int(row["seeds"]), float(row["seconds"]))
+                found[row["method"], row["decoding"]] = line
+        return found
+
+    @property
+    def methods(self) -> list[str]:
+        """Names, in the order of the recipe."""
+        return list(dict.fromkeys(method for method, _ in self.lines))
+
+    def per_seed(self, method: str, metric: str, decoding: str, split: str = "test") -> dict[int, float]:
+        """Seed -> value of a compared run."""
+        return {
+            int(row["seed"]): float(row["value"])
+            for row in self.runs
+            if (row["method"], row["metric"], row["decoding"], row["split"], row["phase"])
+            == (method, metric, decoding, split, "final")
+        }
+
+    def seconds_a_step(self, method: str) -> list[float]:
+        """One figure for each seed."""
+        found = {
+            row["seed"]: float(row["seconds"]) / int(row["steps"])
+            for row in self.runs
+            if row["method"] == method and row["phase"] == "final"
+        }
+        return list(found.values())
+
+    def reference(self, name: str, decoding: str) -> float | None:
+        """The headline metric of "initial student" or "teacher" on the test split."""
+        for row in self.runs:
+            if row["method"] == name and row["decoding"] == decoding and row["headline"].lower() == "true":
+                return float(row["value"])
+        return None
+
+    @property
+    def metric(self) -> str:
+        """The task's headline metric."""
+        return next(row["metric"] for row in self.runs if row["headline"].lower() == "true")
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _estimate(row: Row, name: str) -> tuple[float, Interval | None]:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    value = float(row[name]) if row[name] else float("nan")
+    return value, Interval(float(low), float(high)) if low and high else None
+
+
+def shown(value: float, interval: Interval | None = None, digits: int = 1) -> str:
+    """ "12.3 [10.1, 14.5]"."""
+    ends = "" if interval is None else f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    return f"{value:.{digits}f}{ends}"
+
+
+def overlap(one: Interval | None, other: Interval | None) -> bool:
+    """Whether two intervals share a point; an unknown interval overlaps every other."""
+    return one is None or other is None or (one.low <= other.high and other.low <= one.high)
+
+
+def over_seeds(values: Mapping[int, float]) -> tuple[float, Interval | None]:
+    """Mean with its Student-t interval."""
+    summary = seed_summary(list(values.values()))
+    return summary.mean, summary.interval
+
+
+def difference(one: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, Interval | None]:
+    """Mean over the seeds that both have of one minus the other, with its Student-t interval."""
+    return over_seeds({seed: one[seed] - other[seed] for seed in one if seed in other})
+
+
+def slope(points: Mapping[float, Mapping[int, float]]) -> tuple[float, Interval | None]:
+    """Least-squares slope of value over x, one for each seed, with the Student-t interval of their mean.
+
+    Args:
+        points: x -> seed -> value.
+    """
+    seeds = set.intersection(*(set(values) for values in points.values()))
+    centre = fmean(points)
+    scatter = sum((x - centre) ** 2 for x in points)
+    return over_seeds({seed: sum((x - centre) * points[x][seed] for x in points) / scatter for seed in seeds})
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A pipe table."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim.
+
+    Attributes:
+        claim: its number.
+        title: the claim.
+        published: what the paper found.
+        outcome: "reproduced", "reproduced in part" or "not reproduced".
+        criterion: what had to hold.
+        table: header and rows.
+        found: the sentence that the outcome rests on.
+        parts: whose tables it is made from.
+    """
+
+    claim: int
+    title: str
+    published: str
+    outcome: str
+    criterion: str
+    table: tuple[Sequence[str], Sequence[Sequence[str]]]
+    found: str
+    parts: tuple[str, ...]
+
+    @property
+    def anchor(self) -> str:
+        """For links within the page."""
+        return f"claim-{self.claim}"
+
+
+def outcome(checks: Sequence[bool]) -> str:
+    """All, some or none of what a claim says."""
+    if all(checks):
+        return "reproduced"
+    return "reproduced in part" if any(checks) else "not reproduced"

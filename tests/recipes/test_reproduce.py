@@ -1,0 +1,204 @@
+"""The verdicts on the paper's claims, from tables whose answer is known."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tutelage.compare import config, plan
+from tutelage.compare.table import COLUMNS
+from tutelage.errors import UserError
+
+FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "reproduce"
+SUMMARY = (
+    "budget", "method", "decoding", "metric", "seeds", "steps", "tokens", "seconds",
+    "value", "value_low", "value_high", "gain", "gain_low", "gain_high",
+)  # fmt: skip
+NAMES = ("tables", "claims", "verdicts", "diversity", "reproduce")
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[dict[str, Any]]:
+    """The scripts, which import one another by their bare names."""
+    import importlib
+
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield {name: importlib.import_module(name) for name in NAMES}
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in NAMES:
+            sys.modules.pop(name, None)
+
+
+def write(folder: Path, values: Mapping[str, Sequence[float]], *, gains: Mapping[str, tuple[float, ...]] | None = None,
+          seconds: Mapping[str, float] | None = None, teacher: float = 98.0, distance: Mapping[str, Sequence[float]] | None = None,
+) -> Path:  # fmt: skip
+    """A part's tables: each method's accuracy by seed, the same in both decodings and on both splits."""
+    folder.mkdir(parents=True)
+    runs, summary = [], []
+    for method, per_seed in values.items():
+        gain = (gains or {}).get(method, (1.0, 0.5, 1.5))
+        for decoding in ("greedy", "T=1"):
+            estimate = dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True))
+            mean = sum(per_seed) / len(per_seed)
+            summary.append(
+                {
+                    "budget": "steps",
+                    "method": method,
+                    "decoding": decoding,
+                    "metric": "accuracy",
+                    "seeds": len(per_seed),
+                }
+                | {"steps": 10, "tokens": 1, "seconds": 1, "value": mean, **estimate}
+            )
+            about = {"method": method, "phase": "final", "decoding": decoding, "steps": 10}
+            for seed, value in enumerate(per_seed):
+                row = about | {"seed": seed, "seconds": 10 * (seconds or {}).get(method, 1.0)}
+                for split in ("validation", "test"):
+                    runs.append(row | {"split": split, "metric": "accuracy", "headline": True, "value": value})
+                far = (distance or {}).get(method, [0.0] * len(per_seed))[seed]
+                runs.append(row | {"split": "validation", "metric": "reverse_kl", "headline": False, "value": far})
+    for decoding in ("greedy", "T=1"):
+        about = {"method": "teacher", "phase": "reference", "split": "test", "decoding": decoding}
+        runs.append(about | {"metric": "accuracy", "headline": True, "value": teacher})
+    for name, columns, rows in (("runs.csv", COLUMNS, runs), ("summary.csv", SUMMARY, summary)):
+        with (folder / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+    return folder
+
+
+def judged(scripts: dict[str, Any], judge: str, folder: Path) -> Any:
+    parts = {name: scripts["tables"].Part(folder / name) for name in scripts["verdicts"].PARTS}
+    return getattr(scripts["claims"], judge)(parts)
+
+
+FIXED = {"supervised KD": [20.0, 21.0, 22.0], "SeqKD": [20.0, 21.0, 22.0]}
+
+
+@pytest.mark.parametrize(
+    ("ours", "outcome"),
+    [
+        ((16.0, 14.0, 18.0), "reproduced"),
+        ((16.0, 11.0, 21.0), "not reproduced"),  # its interval overlaps that of supervised KD
+        ((14.0, 13.0, 15.0), "not reproduced"),  # 1.4 times
+    ],
+)
+def test_claim_1_wants_the_factor_and_intervals_apart(
+    scripts: dict[str, Any], tmp_path: Path, ours: tuple[float, ...], outcome: str
+) -> None:
+    values = {**FIXED, "on-policy GKD jsd(0.5)": [26.0, 27.0, 28.0]}
+    gains = {"supervised KD": (10.0, 8.0, 12.0), "SeqKD": (9.0, 7.0, 11.0), "on-policy GKD jsd(0.5)": ours}
+    write(tmp_path / "methods", values, gains=gains)
+    assert judged(scripts, "on_policy_wins", tmp_path).outcome == outcome
+
+
+def test_claim_1_takes_the_divergence_that_is_best_on_validation(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {**FIXED, "on-policy GKD a": [26.0, 27.0, 28.0], "on-policy GKD b": [25.0, 26.0, 27.0]}
+    gains = {"supervised KD": (10.0, 8.0, 12.0), "SeqKD": (9.0, 7.0, 11.0)}
+    # On test b would pass and a would not.
+    gains |= {"on-policy GKD a": (12.0, 11.5, 13.0), "on-policy GKD b": (30.0, 28.0, 32.0)}
+    write(tmp_path / "methods", values, gains=gains)
+    verdict = judged(scripts, "on_policy_wins", tmp_path)
+    assert verdict.outcome == "not reproduced"
+    assert "on-policy GKD a gains 1.20, 1.33 times" in verdict.found
+
+
+def test_claim_2_compares_with_the_better_of_the_fixed(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {"supervised KD, 10,000 answers": [40.0, 41.0, 42.0], "ImitKD, 10,000 answers": [44.0, 45.0, 46.0]}
+    write(tmp_path / "low_data", {**values, "on-policy GKD, 500 problems": [42.0, 43.0, 44.0]})
+    verdict = judged(scripts, "low_data", tmp_path)
+    assert verdict.outcome == "not reproduced"
+    assert "-2.0 [-2.0, -2.0] points ahead of ImitKD, 10,000 answers" in verdict.found
+
+
+def test_claim_3_wants_forward_kl_and_somebody_behind(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {"on-policy GKD forward_kl": [30.0, 31.0, 32.0], "on-policy GKD reverse_kl": [28.0, 29.0, 30.0]}
+    write(tmp_path / "divergences", values)
+    assert judged(scripts, "divergence_depends", tmp_path).outcome == "reproduced"
+
+
+def test_claim_3_in_part_where_nobody_is_surely_behind(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {"on-policy GKD forward_kl": [30.0, 31.0, 32.0], "on-policy GKD reverse_kl": [33.0, 28.0, 30.0]}
+    write(tmp_path / "divergences", values)
+    assert judged(scripts, "divergence_depends", tmp_path).outcome == "reproduced in part"
+
+
+def test_claim_4_reads_the_samples(scripts: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "diversity").mkdir()
+    with (tmp_path / "diversity" / "runs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, scripts["diversity"].COLUMNS)
+        writer.writeheader()
+        for method, lead in (("forward_kl", 0.0), ("reverse_kl", 5.0)):
+            for seed in range(3):
+                for temperature, scale in (("0.3", 0.1), ("1.0", 1.0), ("1.3", 2.0)):
+                    row = {"method": f"on-policy GKD {method}", "seed": seed, "temperature": temperature}
+                    value = 30 + seed + lead * scale
+                    writer.writerow(row | {"metric": "accuracy", "value": value, "self_bleu": 40 + seed + lead})
+    verdict = judged(scripts, "quality_and_diversity", tmp_path)
+    assert verdict.outcome == "reproduced"
+    assert "0.5 points at T = 0.3 and 10.0 at T = 1.3" in verdict.found
+
+
+@pytest.mark.parametrize(("last", "outcome"), [(9.0, "reproduced"), (5.0, "not reproduced")])
+def test_claim_5_is_a_slope(scripts: dict[str, Any], tmp_path: Path, last: float, outcome: str) -> None:
+    write(
+        tmp_path / "fractions", {"fraction 0": [5.0, 6.0], "fraction 0.5": [7.0, 8.0], "fraction 1": [last, last + 1]}
+    )
+    verdict = judged(scripts, "more_student_data", tmp_path)
+    assert verdict.outcome == outcome
+    assert f"greedy {last - 5:.1f} [{last - 5:.1f}, {last - 5:.1f}]" in verdict.found
+
+
+@pytest.mark.parametrize(("far", "outcome"), [(0.2, "reproduced"), (0.3, "reproduced in part")])
+def test_claim_6_wants_the_reward_without_the_distance(
+    scripts: dict[str, Any], tmp_path: Path, far: float, outcome: str
+) -> None:
+    values = {"alpha 0": [20.0, 21.0], "alpha 0.5": [30.0, 31.0], "alpha 1": [25.0, 26.0]}
+    distance = {"alpha 0": [2.0, 2.0], "alpha 0.5": [far, far], "alpha 1": [0.2, 0.2]}
+    write(tmp_path / "rl", values, distance=distance)
+    assert judged(scripts, "reward_and_quality", tmp_path).outcome == outcome
+
+
+def test_claim_7_compares_with_the_teacher(scripts: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "self", {"a, on-policy GKD": [61.0, 62.0, 63.0], "b": [70.0, 70.0, 70.0]}, teacher=50.0)
+    verdict = judged(scripts, "self_distillation", tmp_path)
+    assert verdict.outcome == "reproduced"
+    assert "a, on-policy GKD, greedy 12.0" in verdict.found
+
+
+def test_claim_8_is_a_ratio_of_seconds(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {**FIXED, "on-policy GKD jsd(0.5)": [26.0, 27.0, 28.0]}
+    write(tmp_path / "methods", values, seconds={"supervised KD": 0.5, "on-policy GKD jsd(0.5)": 1.5})
+    verdict = judged(scripts, "cost", tmp_path)
+    assert verdict.outcome == "not reproduced"
+    assert "3.00 times" in verdict.found
+
+
+def test_the_page_has_what_there_is_and_says_what_is_missing(scripts: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "fractions", {"fraction 0": [5.0, 6.0], "fraction 1": [9.0, 10.0]})
+    page = scripts["verdicts"].write(tmp_path).read_text()
+    assert "| [5](#claim-5) | More student data is better | **reproduced** |" in page
+    assert "Without tables as yet: claims 1, 2, 3, 4, 6, 7, 8." in page
+
+
+def test_every_part_is_a_comparison(scripts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parents[1])
+    for part in scripts["reproduce"].ARITHMETIC:
+        recipe = config.read(scripts["reproduce"].recipe(part, None))
+        assert plan.expand(recipe)
+        assert len(recipe.seeds) >= 3
+    recipe = config.read(scripts["reproduce"].recipe("multi30k", Path("data")))
+    assert recipe.base.task.data == "data"
+
+
+def test_multi30k_without_its_data_is_refused(scripts: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="--multi30k FOLDER"):
+        scripts["reproduce"].recipe("multi30k", None)
