@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
+import safetensors.torch  # noqa: F401 - before any test makes float64 the default: its import makes tensors
 import torch
 import transformers
 

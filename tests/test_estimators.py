@@ -156,6 +156,7 @@ def test_on_policy_sampling_passes():
         ({"loss_temperature": 2.0}, "loss.temperature=2.0", "set both to 1"),
         ({"top_p": 0.9}, "rollout.top_p=0.9", "rollout.top_p=1"),
         ({"top_k": 50}, "rollout.top_k=50", "rollout.top_k=0"),
+        ({"teacher_share": 0.2}, "rollout.teacher_share=0.2", "rollout.teacher_share=0"),
     ],
 )
 def test_any_other_sampling_is_refused(change, seen, fix):

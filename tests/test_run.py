@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from tutelage.tasks.base import Example, Generation, Scores
 from tutelage.tasks.metrics import mean_scores
 from tutelage.train import config_io
 from tutelage.train.config import Config
+from tutelage.train.signals import Interrupted
 
 
 @dataclass
@@ -181,7 +184,7 @@ def test_the_closing_table_and_the_samples(make_config: Callable[..., Config]) -
     assert "0 + 0 =" in shown
     assert "0 + 1 =" in shown
     assert "1 + 0 =" not in shown
-    assert str(result.folder.name) in shown
+    assert f"student: {result.folder}\n" in shown
     assert math.isfinite(result.records[-1]["loss"])
 
 
@@ -245,6 +248,58 @@ def test_the_run_records_its_configuration(make_config: Callable[..., Config]) -
     run.run(config, student=live(), teacher=live(seed=1), task=Sums())
     assert config_io.build(config_io.load_yaml(config.output / "config.yaml")) == config
     assert json.loads((config.output / "run.json").read_text())["divergence"] == "reverse_kl"
+
+
+@pytest.mark.parametrize(
+    ("moment", "advice"),
+    [
+        ("before", "SIGTERM: stopped, before anything was trained in .*run; start the same command again"),
+        ("after", "SIGTERM: stopped, go on with --resume --output .*run"),
+    ],
+)
+def test_sigterm_during_an_evaluation(
+    moment: str, advice: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = run._Judge.judge
+
+    def judge(self: Any, when: str) -> Any:
+        if when == moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, when)
+
+    monkeypatch.setattr(run._Judge, "judge", judge)
+    with pytest.raises(Interrupted, match=advice) as left:
+        run.run(make_config(), student=live(), teacher=live(seed=1), task=Sums())
+    assert left.value.signal_number == signal.SIGTERM
+
+
+def test_evaluations_are_announced_and_their_number_stands_under_the_table(
+    make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = {"final": "validation", "temperatures": [0.0, 1.0], "bootstrap": 10, "limit": 4, "marks": 0}
+    console = Console(record=True, width=200, file=io.StringIO())
+    config = make_config(eval=evaluation, log={"progress": True, "report": False})
+    run.run(config, student=live(), teacher=live(seed=1), task=Sums(), console=console)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluating, ")]
+    assert lines == [f"evaluating, {when}: 4 examples x 2 decodings" for when in ("before", "after")]
+    assert "95% intervals over n = 4 examples" in " ".join(console.export_text().split())
+
+
+def test_marks_are_made_at_the_teachers_own_temperature(make_config: Callable[..., Config]) -> None:
+    found = {}
+    for name, temperature in (("sharp", 0.25), ("same", None)):
+        config = make_config(
+            divergence="forward_kl",
+            loss={"teacher_temperature": temperature},
+            eval={"final": "validation", "temperatures": [0.0], "bootstrap": 0, "marks": 1},
+            output=str(Path(make_config().output).parent / name),
+        )
+        run.run(config, student=live(), teacher=live(seed=1), task=Sums())
+        found[name] = marks.read_all(config.output)[0][0].tokens[0]
+    # The likeliest of the teacher's tokens, at temperature 1 and at 1/4: p_i^4 / p_j^4.
+    (_, first), (_, second) = found["same"].teacher[:2]
+    (_, sharp_first), (_, sharp_second) = found["sharp"].teacher[:2]
+    assert sharp_first / sharp_second == pytest.approx((first / second) ** 4, rel=1e-3)
 
 
 def test_a_run_ends_with_marks_and_a_report(make_config: Callable[..., Config]) -> None:

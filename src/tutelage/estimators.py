@@ -191,7 +191,12 @@ _REMEDY = "use the signal hidden or topk(64), which hold on any sequence, or"
 
 
 def check_on_policy(
-    student_data_fraction: float, temperature: float, top_p: float, top_k: int, loss_temperature: float = 1.0
+    student_data_fraction: float,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    loss_temperature: float = 1.0,
+    teacher_share: float = 0.0,
 ) -> None:
     """Raises UserError unless a run's tokens are draws from the very distribution that its loss compares.
 
@@ -201,6 +206,7 @@ def check_on_policy(
         student_data_fraction: share of steps on the student's own sequences.
         temperature, top_p, top_k: how they are sampled (`rollout.base.Sampling`).
         loss_temperature: divides both models' logits in the loss.
+        teacher_share: of the teacher in the mixture that the tokens are drawn from.
     """
     if student_data_fraction != 1:
         raise UserError(
@@ -216,6 +222,11 @@ def check_on_policy(
         raise UserError(
             f"rollout.top_p={top_p}, rollout.top_k={top_k}: a sampled signal is right only on tokens drawn from the student's "
             f"whole distribution; {_REMEDY} rollout.top_p=1 with rollout.top_k=0"
+        )
+    if teacher_share > 0:
+        raise UserError(
+            f"rollout.teacher_share={teacher_share}: a sampled signal is right only on tokens drawn from the student's own "
+            f"distribution, not from its mixture with the teacher's; {_REMEDY} rollout.teacher_share=0"
         )
 
 

@@ -29,6 +29,7 @@ from tutelage.train import loop, metrics
 from tutelage.train.checkpoint import is_disk_full
 from tutelage.train.config import Config
 from tutelage.train.setup import holds_run, prepare, sampling_of
+from tutelage.train.signals import leaving_on_sigterm
 
 
 @dataclass(frozen=True)
@@ -66,36 +67,46 @@ def run(
 
     Raises:
         UserError: wrong input (before any long work), a full disk, or a loss that is not finite.
-        Interrupted: SIGTERM or Ctrl-C, after a checkpoint.
+        Interrupted: SIGTERM or Ctrl-C, between steps after a checkpoint; elsewhere SIGTERM, at once.
     """
     console = console or Console(quiet=not config.log.progress)
     if config.resume and not holds_run(config.output):
         notices = Console(stderr=True, soft_wrap=True, highlight=False)
         notices.print(f"no run to resume in {config.output}: starting at step 0", style="yellow", markup=False)
-    try:
-        parts, task = prepare(config, student=student, teacher=teacher, task=task)
-        judge = _Judge(config, parts, task)
-        before = judge.recall("before") if parts.checkpoints.steps() else judge.judge("before")
-        history = loop.train(parts, config, judge.headline)
-        folder = config.output / "model"
-        load.save(parts.student.model, folder)
-        after = judge.judge("after")
-    except (OSError, SafetensorError) as error:
-        if not is_disk_full(error):
-            raise
-        raise UserError(
-            f"no space left on the disk of {config.output}; free some, then go on from the last checkpoint with --resume"
-        ) from error
-    parts.log.close()
-    if after is not None and config.log.samples:
-        _show_samples(before, after, console, config.log.samples)
-    records = metrics.read_metrics(config.output / "metrics.jsonl")
-    if records:
-        console.print(metrics.closing_table(_summary(records, history, before, after, folder)))
-    if config.log.report:
-        report = write_report([config.output], config.output / "report.html")
-        console.print(f"report: {report}", soft_wrap=True, markup=False, highlight=False)
+    with leaving_on_sigterm(lambda: _way_on(config.output)):
+        try:
+            parts, task = prepare(config, student=student, teacher=teacher, task=task)
+            judge = _Judge(config, parts, task)
+            before = judge.recall("before") if parts.checkpoints.steps() else judge.judge("before")
+            history = loop.train(parts, config, judge.headline)
+            folder = config.output / "model"
+            load.save(parts.student.model, folder)
+            after = judge.judge("after")
+        except (OSError, SafetensorError) as error:
+            if not is_disk_full(error):
+                raise
+            raise UserError(
+                f"no space left on the disk of {config.output}; free some, then go on from the last checkpoint with --resume"
+            ) from error
+        parts.log.close()
+        if after is not None and config.log.samples:
+            _show_samples(before, after, console, config.log.samples)
+        records = metrics.read_metrics(config.output / "metrics.jsonl")
+        if records:
+            console.print(metrics.closing_table(_summary(records, history, before, after)))
+        # Not in the table, which would break the path into lines as wide as itself.
+        console.print(f"student: {folder}", soft_wrap=True, markup=False, highlight=False)
+        if config.log.report:
+            report = write_report([config.output], config.output / "report.html")
+            console.print(f"report: {report}", soft_wrap=True, markup=False, highlight=False)
     return RunResult(parts.student.model, folder, history.records, before, after)
+
+
+def _way_on(output: Path) -> str:
+    """What to do after an interruption outside the steps."""
+    if holds_run(output):
+        return f"go on with --resume --output {output}"
+    return f"before anything was trained in {output}; start the same command again"
 
 
 class _Judge:
@@ -109,10 +120,12 @@ class _Judge:
         """The full evaluation, saved in the run's folder; None when there is nothing to evaluate on."""
         if not self.parts.held_out:
             return None
+        examples, decodings = len(self.parts.held_out), len(self.config.eval.temperatures)
+        metrics.announce(f"evaluating, {when}: {examples} examples x {decodings} decodings", self.config.log.progress)
         columns = (TextColumn(f"evaluating, {when}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(
-            *columns, console=Console(stderr=True), transient=True, disable=not self.config.log.progress
-        ) as bar:
+        console = Console(stderr=True)
+        hidden = not self.config.log.progress or not console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
             shown = bar.add_task("", total=None)
             result = self._evaluate(
                 self.parts.teacher,
@@ -165,6 +178,7 @@ class _Judge:
             max_new_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             loss_temperature=config.loss.temperature,
+            teacher_temperature=teacher.own_temperature,
             seed=config.seed,
             sequences=config.eval.marks,
             batch_rows=config.eval.batch_rows,
@@ -205,7 +219,6 @@ def _summary(
     history: loop.History,
     before: Evaluation | None,
     after: Evaluation | None,
-    folder: Path,
 ) -> metrics.Summary:
     """Of the whole run: `records` of the metrics file begin with the steps that earlier processes did."""
     first, last = records[0], records[-1]
@@ -218,8 +231,9 @@ def _summary(
         "tokens": sum(r["tokens"] for r in records),
         "seconds": seconds,
         "evaluations": _evaluations(before, after),
-        "folder": folder,
     }
+    if after is not None and after.rows and any(row.interval is not None for row in after.rows):
+        summary["examples"] = after.rows[0].examples
     if "reward" in first and "reward" in last:
         summary["reward"] = (first["reward"], last["reward"])
     for key in ("forward_kl", "reverse_kl", "agreement"):

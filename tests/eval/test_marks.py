@@ -18,6 +18,7 @@ from tutelage.eval.marks import Choice, MarkedSequence, Marker, TokenMark, mark_
 from tutelage.eval.signals import reference_rollouts
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.native import NativeEngine
+from tutelage.teacher.mixture import TeacherMixture
 from tutelage.types import Prompt
 
 
@@ -31,19 +32,19 @@ def sequence(*values: float, prompt_id: int = 0) -> MarkedSequence:
     return MarkedSequence(prompt_id, 0, "student", "stop", "jsd(0.5)", "ask", "right", None, tokens)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize(("temperature", "own"), [(1.0, None), (2.0, None), (2.0, 0.5)])
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_marks_equal_those_of_the_full_logits(make_model, prompts, family, temperature) -> None:
+def test_marks_equal_those_of_the_full_logits(make_model, prompts, family, temperature, own) -> None:
     student, teacher = make_model(family, seed=1), make_model(family, seed=2, padding_rows=5)
     # Longest first: micro-batches come sorted by length, the result in the order given.
     rollouts = [replace(r, completion_ids=(*range(3, 9 - i), 1)) for i, r in enumerate(reference_rollouts(prompts))]
     words = student.tokenizer.convert_ids_to_tokens(range(20))
-    found = mark_rollouts(
-        student, teacher, rollouts, "jsd(0.9)", temperature=temperature, token_budget=20, budget_bytes=1000
-    )
+    temperatures = {"temperature": temperature, "teacher_temperature": own}
+    found = mark_rollouts(student, teacher, rollouts, "jsd(0.9)", **temperatures, token_budget=20, budget_bytes=1000)
     assert [each.prompt_id for each in found] == [rollout.prompt_id for rollout in rollouts]
     for rollout, marked in zip(rollouts, found, strict=True):
-        p, q = ((logp_of(model, rollout) / temperature).log_softmax(-1) for model in (teacher, student))
+        divisors = ((teacher, own or temperature), (student, temperature))
+        p, q = ((logp_of(model, rollout) / divisor).log_softmax(-1) for model, divisor in divisors)
         for name in ("forward_kl", "reverse_kl"):
             values = [getattr(each, name) for each in marked.tokens]
             assert values == pytest.approx(parse(name).value(p, q).tolist(), rel=1e-4, abs=1e-5)
@@ -51,9 +52,9 @@ def test_marks_equal_those_of_the_full_logits(make_model, prompts, family, tempe
             parse("jsd(0.9)").value(p, q).tolist(), rel=1e-4, abs=1e-5
         )
         targets = torch.tensor(rollout.completion_ids)[:, None]
-        for logp, own, side in ((q, "student_probability", "student"), (p, "teacher_probability", "teacher")):
+        for logp, name, side in ((q, "student_probability", "student"), (p, "teacher_probability", "teacher")):
             chosen = logp.gather(1, targets).exp()[:, 0].tolist()
-            assert [getattr(each, own) for each in marked.tokens] == pytest.approx(chosen, rel=1e-4)
+            assert [getattr(each, name) for each in marked.tokens] == pytest.approx(chosen, rel=1e-4)
             top = logp.topk(5)
             for k, each in enumerate(marked.tokens):
                 choices = getattr(each, side)
@@ -103,6 +104,33 @@ def test_a_marker_asks_the_same_prompts_with_the_same_draws(make_model, prompts,
     changed = marker.mark()
     assert [each.teacher for each in changed] == texts
     assert changed != first
+
+
+def test_a_marker_takes_the_losses_temperatures(make_model, prompts, task) -> None:
+    student, teacher = make_model("llama", seed=1), make_model("llama", seed=2)
+    temperatures = {"loss_temperature": 2.0, "teacher_temperature": 0.5}
+    marker = Marker(student, teacher, task, prompts, "forward_kl", max_new_tokens=5, sequences=2, **temperatures)
+    marked = marker.mark()
+    written = NativeEngine(student).generate(prompts[:2], Sampling(5, 1.0), samples=[0] * 2, seed=0)
+    for sequence, rollout in zip(marked, written, strict=True):
+        p = (logp_of(teacher, rollout) / 0.5).log_softmax(-1)
+        q = (logp_of(student, rollout) / 2.0).log_softmax(-1)
+        expected = parse("forward_kl").value(p, q).tolist()
+        assert [each.divergence for each in sequence.tokens] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_several_teachers_mark_and_write_no_text(make_model, prompts, task) -> None:
+    student, *teachers = (make_model("t5", seed=seed) for seed in (1, 2, 3))
+    for each in teachers:
+        each.module.train()
+    mixture = TeacherMixture(teachers, (0.25, 0.75))
+    (marked,) = Marker(student, mixture, task, prompts, "forward_kl", max_new_tokens=5, sequences=1).mark()
+    assert marked.teacher is None
+    (written,) = NativeEngine(student).generate(prompts[:1], Sampling(5, 1.0), samples=[0], seed=0)
+    first, second = (logp_of(teacher, written) for teacher in teachers)
+    p, q = (0.25 * first + 0.75 * second).log_softmax(-1), logp_of(student, written)
+    expected = parse("forward_kl").value(p, q).tolist()
+    assert [each.divergence for each in marked.tokens] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_a_mark_that_is_not_a_number_stops(make_model, prompts) -> None:

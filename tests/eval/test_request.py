@@ -71,6 +71,13 @@ def test_an_output_that_is_a_file_is_refused_before_loading(rows, tmp_path) -> N
         run(request)
 
 
+def test_a_share_of_the_training_examples_is_no_business_of_an_evaluation(rows, tmp_path) -> None:
+    task = TaskConfig(name="jsonl", data=str(rows), train_fraction=0.5)
+    with pytest.raises(UserError, match=r"task.train_fraction=0.5 is for training.*set limit"):
+        run(EvalRequest(model=str(tmp_path / "none"), task=task, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_completions_past_the_last_position_are_refused(make_model, rows, tmp_path) -> None:
     load.save(make_model("llama"), tmp_path / "model")
     request = request_for(tmp_path / "model", rows, tmp_path, split="train", max_new_tokens=63)

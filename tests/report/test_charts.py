@@ -3,7 +3,7 @@ from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
-from tutelage.report.charts import Point, Scale, Series, line_chart, running_mean, stacked_bars, ticks
+from tutelage.report.charts import Point, Scale, Series, line_chart, running_mean, stacked_bars, tick_labels, ticks
 
 
 def draw(*series: Series) -> Element:
@@ -31,6 +31,28 @@ def test_ticks_are_round_and_span_the_data(low: float, high: float, expected: li
 def test_ticks_need_a_span() -> None:
     with pytest.raises(ValueError, match="low < high"):
         ticks(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("marks", "labels"),
+    [
+        ([0, 0.0005, 0.001], ["0", "0.0005", "0.001"]),
+        ([0, 5e-05, 0.0001, 0.00015], ["0", "5e-5", "1e-4", "1.5e-4"]),
+        ([-0.00025, 0], ["-2.5e-4", "0"]),
+        ([0, 20_000, 40_000], ["0", "20,000", "40,000"]),
+        ([0, 500_000, 1_000_000], ["0", "5e5", "1e6"]),
+    ],
+)
+def test_labels_of_an_axis_are_short_and_of_one_kind(marks: list[float], labels: list[str]) -> None:
+    assert tick_labels(marks) == labels
+
+
+def test_labels_of_a_learning_rate_leave_room_for_the_axis_name() -> None:
+    svg = draw(Series("a", 0, tuple(Point(step, 1.75e-4 * step / 3) for step in range(4))))
+    labels = [e.text or "" for e in of_class(svg, "end")]
+    assert labels == ["0", "5e-5", "1e-4", "1.5e-4", "2e-4"]
+    # A digit of the sheet's 11 px text is 6.2 px wide; the name stands in the first 13 px.
+    assert all(54 - 6.2 * len(label) > 13 for label in labels)
 
 
 def test_a_scale_is_linear() -> None:

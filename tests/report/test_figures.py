@@ -11,11 +11,19 @@ def headings(found: list[figures.Figure]) -> list[str]:
 
 
 def test_metrics_without_a_value_have_no_chart_and_unknown_ones_come_last(run: Path) -> None:
-    lines = [record(1, reward=0.5), record(2, reward=0.75)]
+    lines = [record(1, novelty=0.5), record(2, novelty=0.75)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = figures.curve_figures(collect([run]))
-    assert headings(found) == ["Loss", "Forward KL from the teacher", "Reward"]  # reverse_kl is null throughout
-    assert "reward. gkd: first 0.5, last 0.75" in found[-1].chart
+    assert headings(found) == ["Loss", "Forward KL from the teacher", "Novelty"]  # reverse_kl is null throughout
+    assert "novelty. gkd: first 0.5, last 0.75" in found[-1].chart
+
+
+def test_the_reward_stands_behind_the_loss_with_its_caption(run: Path) -> None:
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record(i, reward=i / 4)) + "\n" for i in (1, 2)))
+    found = figures.curve_figures(collect([run]))
+    assert headings(found) == ["Loss", "Reward", "Forward KL from the teacher"]
+    assert found[1].caption.startswith("What the task or the scorer gives")
+    assert "reward. gkd: first 0.25, last 0.5" in found[1].chart
 
 
 def test_the_evaluation_runs_from_before_to_after(run: Path) -> None:

@@ -37,12 +37,14 @@ def table(*folders: Path) -> list[dict[str, tuple[str, str]]]:
 
 def test_every_number_of_the_summary_comes_from_the_folder(tmp_path: Path) -> None:
     first, second = table(
-        write_run(tmp_path / "a"), write_run(tmp_path / "b", steps=5, method="sft", teacher=None, seed=6)
+        write_run(tmp_path / "a", teacher_signal="topk(64)"),
+        write_run(tmp_path / "b", steps=5, method="sft", teacher=None, seed=6),
     )
     assert first == {
         "run": ("a", ""),
         "method": ("gkd", ""),
         "divergence": ("jsd(0.5)", ""),
+        "teacher signal": ("topk(64)", ""),
         "student data": ("100%", ""),
         "seed": ("5", ""),
         "accuracy (greedy)": ("60.5 [59.5, 61.5]", "20.0 [19.0, 21.0]"),
@@ -58,6 +60,7 @@ def test_every_number_of_the_summary_comes_from_the_folder(tmp_path: Path) -> No
         "run": ("b", ""),
         "method": ("sft", ""),
         "divergence": ("–", ""),
+        "teacher signal": ("–", ""),
         "student data": ("0%", ""),
         "seed": ("6", ""),
         "steps": ("5", ""),

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tutelage.errors import UserError
 from tutelage.tasks import encode
 from tutelage.tasks.arithmetic import Arithmetic
 from tutelage.tasks.base import Example, Generation, Message, Scores
-from tutelage.tasks.encode import Encoding, GeneratedSplit, encode_split, fingerprint
+from tutelage.tasks.encode import Encoding, GeneratedSplit, chosen, encode_split, fingerprint
 
 
 @dataclass
@@ -160,6 +161,53 @@ def test_the_fingerprint_of_a_generated_split_reads_its_beginning_only(monkeypat
 
     assert of(0, 10_000_000) == of(0, 10_000_000)
     assert len({of(0, 10_000_000), of(1, 10_000_000), of(0, 10_000_001)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "expected"),
+    [(10, 1.0, 10), (10, 0.3, 3), (10, 0.01, 1), (7, 0.5, 4), (1, 0.2, 1), (0, 0.5, 0)],
+)
+def test_a_share_of_the_examples_has_that_many_of_them(count: int, fraction: float, expected: int) -> None:
+    indices = list(chosen(count, fraction, seed=3))
+    assert len(indices) == expected
+    assert indices == sorted(set(indices))
+    assert set(indices) <= set(range(count))
+
+
+def test_smaller_shares_are_part_of_larger_ones_at_the_same_seed() -> None:
+    shares = [set(chosen(200, fraction, seed=5)) for fraction in (0.05, 0.1, 0.5, 0.9, 1.0)]
+    assert all(small < large for small, large in pairwise(shares))
+    assert shares[2] == set(chosen(200, 0.5, seed=5))
+    assert shares[2] != set(chosen(200, 0.5, seed=6))
+    # Spread over the data: not its beginning.
+    assert 70 < sum(shares[2]) / len(shares[2]) < 130
+
+
+def test_chosen_examples_keep_their_ids_and_are_the_same_whatever_the_limit_of_the_prompt() -> None:
+    task = Rows([(f"{i}" * (1 + i % 3), f"{i}") for i in range(10)])
+    whole = {prompt.id: prompt for prompt in encode_split(task, "train", encoding())}
+    half = encode_split(task, "train", encoding(), fraction=0.5, seed=2)
+    indices = list(chosen(10, 0.5, 2))
+    assert [prompt.id for prompt in half] == indices
+    assert list(half) == [whole[i] for i in indices]
+    short = encode_split(task, "train", encoding(max_prompt_tokens=2, skip_long=True), fraction=0.5, seed=2)
+    assert [prompt.id for prompt in short] == [i for i in indices if i % 3 < 2]
+    assert len({fingerprint(half), fingerprint(short), fingerprint(list(whole.values()))}) == 3
+
+
+def test_a_share_of_examples_made_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_MANY", 4)
+    task = Arithmetic(train_size=20, level="easy")
+    options = encoding(max_prompt_tokens=60)
+    whole = encode_split(task, "train", options)
+    half = encode_split(task, "train", options, fraction=0.5, seed=1)
+    assert isinstance(half, GeneratedSplit)
+    assert list(half) == [whole[i] for i in chosen(20, 0.5, 1)]
+    assert half[-1] == whole[chosen(20, 0.5, 1)[-1]]
+    assert fingerprint(half) != fingerprint(whole)
+    few = encode_split(task, "train", options, fraction=0.1, seed=1)
+    assert not isinstance(few, GeneratedSplit)  # few enough to be checked at once
+    assert [prompt.id for prompt in few] == list(chosen(20, 0.1, 1))
 
 
 class Chats(Rows):

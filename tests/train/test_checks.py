@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from tutelage.errors import UserError
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
 from tutelage.tasks.encode import Encoding
-from tutelage.train.checks import check_length, check_positions, check_replay
-from tutelage.train.config import Config, RolloutConfig
+from tutelage.train.checks import check_draws, check_length, check_positions, check_signal
+from tutelage.train.config import Config, LossConfig, RolloutConfig
+from tutelage.train.methods import resolve
 
 
 def live(family: str = "llama", **options: Any) -> LanguageModel:
@@ -39,12 +41,44 @@ def test_positions(family: str, prompt: int, lack: str | None) -> None:
 
 
 @pytest.mark.parametrize("sampling", [Sampling(5, 0.0), Sampling(5, top_p=0.9), Sampling(5, top_k=3)])
-def test_importance_needs_draws_from_the_whole_distribution(sampling: Sampling) -> None:
-    weighted = Config(student="s", rollout=RolloutConfig(replay_clip=2.0))
-    with pytest.raises(UserError, match=rf"replay_clip=2\.0 with rollout\.temperature={sampling.temperature}, "):
-        check_replay(weighted, sampling)
-    check_replay(weighted, Sampling(5, 0.7))
-    check_replay(Config(student="s"), sampling)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"replay": 64, "importance_clip": 2.0}, "rollout.importance_clip=2.0 with rollout.temperature="),
+        ({"teacher_share": 0.2}, "rollout.teacher_share=0.2 with rollout.temperature="),
+    ],
+)
+def test_weights_and_mixtures_need_draws_from_the_whole_distribution(
+    options: dict[str, Any], message: str, sampling: Sampling
+) -> None:
+    config, plain = (Config(student="s", teacher="t", rollout=RolloutConfig(**raw)) for raw in (options, {}))
+    with pytest.raises(UserError, match=re.escape(f"{message}{sampling.temperature}, ")):
+        check_draws(config, resolve(config), sampling)
+    check_draws(config, resolve(config), Sampling(5, 0.7))
+    check_draws(plain, resolve(plain), sampling)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(5, 0.7), Sampling(5, top_p=0.9), Sampling(5, top_k=3)])
+def test_a_gradient_through_sampling_needs_the_students_own_distribution(sampling: Sampling) -> None:
+    config = Config(student="s", teacher="t", loss=LossConfig(sequence_level=True))
+    with pytest.raises(UserError, match=rf"loss\.sequence_level with rollout\.temperature={sampling.temperature}, "):
+        check_draws(config, resolve(config), sampling)
+    check_draws(config, resolve(config), Sampling(5))
+
+
+def test_a_single_teacher_helps_to_write() -> None:
+    config = Config(student="s", teacher="t", other_teachers=("u", "v"), rollout=RolloutConfig(teacher_share=0.2))
+    with pytest.raises(UserError, match=r"teacher_share=0\.2 with other_teachers=u, v: several teachers mark"):
+        check_draws(config, resolve(config), Sampling(5))
+
+
+def test_a_sampled_signal_needs_tokens_of_the_student_alone() -> None:
+    written = {"teacher_signal": "sampled", "divergence": "reverse_kl"}
+    config = Config(student="s", teacher="t", rollout=RolloutConfig(teacher_share=0.2), **written)
+    with pytest.raises(
+        UserError, match=r"rollout\.teacher_share=0\.2: a sampled signal is right only on tokens drawn from"
+    ):
+        check_signal(config, resolve(config), live(), Sampling(5))
 
 
 def test_data_set_sequences_past_the_last_position() -> None:

@@ -32,6 +32,8 @@ BOUND: list[dict[str, Any]] = [
     {"loss.temperature": 2.0},
     {"teacher": "u"},
     {"task.options": {"a": 1}},
+    {"task.train_fraction": 0.5},
+    {"other_teachers": ["u"]},
     {"rollout.top_k": 5},
 ]
 

@@ -1,4 +1,4 @@
-"""Importance weights of the student's earlier sequences, against its own full logits."""
+"""Importance weights of sequences that the student did not write alone, against its own full logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from tests.conftest import EOS, build_model, fixed_rollouts, own_logits
 from tutelage.data.batching import collate, token_weights
 from tutelage.models.language_model import LanguageModel
-from tutelage.train.importance import ImportanceWeights
+from tutelage.train.importance import ImportanceWeights, weighed
 from tutelage.types import Rollout
 
 
@@ -38,20 +38,38 @@ def test_factors_are_ratios_of_the_tokens_before(family: str) -> None:
         written_by(student, new, 7, 0.8),
         *(written_by(earlier, rollout, version, 0.8) for version, rollout in enumerate(old)),
     ]
-    weights = token_weights(batch, "sequence")
-    found = ImportanceWeights(student, 2.0, 0.8, token_budget=20)(batch, weights, step=7)
-    assert found[:2] == weights[:2]  # of the data set, and of the current student
-    factors = []
-    for rollout, before, after in zip(batch[2:], weights[2:], found[2:], strict=True):
+    found = ImportanceWeights(student, 2.0, 0.8, token_budget=20)(batch, step=7)
+    ones = [[1.0] * (len(rollout.completion_ids) + 1) for rollout in batch]
+    assert found[:2] == ones[:2]  # of the data set, and of the current student
+    for rollout, factors in zip(batch[2:], found[2:], strict=True):
         assert rollout.behaviour_logprobs is not None
         ratios = [
             math.exp(now - b) for now, b in zip(logp(student, rollout, 0.8), rollout.behaviour_logprobs, strict=True)
         ]
-        expected = [w * min(math.prod(ratios[:n]), 2.0) for n, w in enumerate(before)]
-        assert after == pytest.approx(expected, rel=1e-6)
-        factors += [a / b for a, b in zip(after, before, strict=True)]
-    assert min(factors) < 0.5
-    assert max(factors) == pytest.approx(2.0)
+        expected = [min(math.prod(ratios[:n]), 2.0) for n in range(len(ratios) + 1)]
+        assert factors == pytest.approx(expected, rel=1e-6)
+    reached = [factor for factors in found[2:] for factor in factors]
+    assert min(reached) < 0.5
+    assert max(reached) == pytest.approx(2.0)
+
+
+@pytest.mark.usefixtures("exact")
+def test_of_a_mixture_the_newest_sequences_are_weighed_too() -> None:
+    student, mixture = build_model("llama"), build_model("llama", seed=3)
+    given, *new = fixed_rollouts()
+    batch = [given, *(written_by(mixture, rollout, 7, 1.0) for rollout in new)]
+    alone, mixed = (
+        ImportanceWeights(student, 9.0, 1.0, token_budget=200, mixed=mixed)(batch, step=7) for mixed in (False, True)
+    )
+    assert alone == [[1.0] * (len(rollout.completion_ids) + 1) for rollout in batch]
+    earlier = [given, *(written_by(mixture, rollout, 0, 1.0) for rollout in new)]
+    assert mixed == ImportanceWeights(student, 9.0, 1.0, token_budget=200)(earlier, step=7)
+    assert mixed[0] == alone[0]  # of the data set
+    assert all(one[1:] != other[1:] for one, other in zip(mixed[1:], alone[1:], strict=True))
+
+
+def test_weights_take_the_factor_of_their_token() -> None:
+    assert weighed([[1.0, 2.0], [3.0]], [[1.0, 0.5, 9.0], [4.0, 9.0]]) == [[1.0, 1.0], [12.0]]
 
 
 @pytest.mark.usefixtures("exact")
@@ -62,7 +80,7 @@ def test_expectations_are_the_current_students() -> None:
         written_by(earlier, Rollout((5, 6, 7), (token, EOS), None, "stop", 0, token, 0, "student"), 0, 1.0)
         for token in range(64)
     ]
-    weighted = ImportanceWeights(student, 1e9, 1.0, token_budget=200)(written, [[1.0, 1.0]] * 64, step=1)
+    weighted = ImportanceWeights(student, 1e9, 1.0, token_budget=200)(written, step=1)
     anything = [math.sin(token) for token in range(64)]  # stands for the divergence at the second token
     drawn = [math.exp(r.behaviour_logprobs[0]) for r in written if r.behaviour_logprobs is not None]
     now = [math.exp(logp(student, r, 1.0)[0]) for r in written]
@@ -77,7 +95,5 @@ def test_dropout_is_off_while_the_student_reads() -> None:
     student = build_model("gpt2", dropout=0.5, dtype=torch.float32)
     batch = [written_by(student, rollout, 0, 1.0) for rollout in fixed_rollouts()]
     student.module.train()
-    weights = token_weights(batch, "token")
-    found = ImportanceWeights(student, 10.0, 1.0, token_budget=1000)(batch, weights, step=1)
-    for before, after in zip(weights, found, strict=True):
-        assert after == pytest.approx(before, rel=1e-4)
+    for factors in ImportanceWeights(student, 10.0, 1.0, token_budget=1000)(batch, step=1):
+        assert factors == pytest.approx([1.0] * len(factors), rel=1e-4)

@@ -32,6 +32,7 @@ def needs(method: str) -> dict[str, Any]:
         ("gkd", "jsd(0.5)", 1.0, "dataset"),
         ("rl_gkd", "jsd(0.9)", 1.0, "dataset"),
         ("distillm", "skew_forward_kl(0.1)", 0.5, "dataset"),
+        ("minillm", "reverse_kl", 1.0, "dataset"),
     ],
 )
 def test_presets_are_the_published_methods(
@@ -85,7 +86,13 @@ IDLE = [
     ({"rl": {"reward": "bleu", "alpha": 0}, "loss.prefix_tokens": 5}, "loss.prefix_tokens=5 has no effect: with rl.alpha 0"),
     ({"method": "supervised_kd", "rollout.replay": 64}, "rollout.replay=64 has no effect: with student_data_fraction 0"),
     ({"rollout.replay_schedule": "constant"}, "rollout.replay_schedule=constant has no effect: no earlier sequences are kept"),
-    ({"rollout.replay_clip": 2}, "rollout.replay_clip=2.0 has no effect: no earlier sequences are kept"),
+    ({"rollout.importance_clip": 2}, "rollout.importance_clip=2.0 has no effect: the current student writes all of its sequences"),
+    ({"method": "minillm", "rollout": {"teacher_share": 0, "importance_clip": 2}}, "rollout.importance_clip=2.0 has no effect"),
+    ({"student_data_fraction": 0, "rollout.importance_clip": 2}, "rollout.importance_clip=2.0 has no effect: with student_data_fraction"),
+    ({"method": "seqkd", "rollout.teacher_share": 0.1}, "rollout.teacher_share=0.1 has no effect: with student_data_fraction 0"),
+    ({"method": "sft", "loss.sequence_level": True}, "loss.sequence_level=True has no effect: method=sft trains on the negative"),
+    ({"method": "supervised_kd", "loss.sequence_level": True}, "loss.sequence_level=True has no effect: with student_data_fraction 0"),
+    ({"rl": {"reward": "bleu", "alpha": 0}, "loss.sequence_level": True}, "loss.sequence_level=True has no effect: with rl.alpha 0"),
     ({"rl.alpha": 0.1}, "rl.alpha=0.1 has no effect: there is no reward; drop it, or set rl.reward"),
     ({"rl.baseline": "none"}, "rl.baseline=none has no effect: there is no reward"),
     ({"rl.scorer_label": "a"}, "rl.scorer_label=a has no effect: there is no reward"),
@@ -117,6 +124,9 @@ def test_options_without_effect_are_refused(raw: dict[str, Any], message: str) -
         {"rl": {"reward": "scorer:x", "alpha": 0.2, "baseline": "none", "scorer_label": "a"}},
         {"rollout.samples_per_prompt": 4},  # of GKD too
         {"rollout": {"replay": 32, "replay_schedule": "falling"}, "loss.teacher_temperature": 0.5},
+        {"rollout": {"teacher_share": 0.1, "importance_clip": 3}, "divergence": "forward_kl"},
+        {"rollout": {"replay": 32, "importance_clip": 3}, "loss.sequence_level": True, "teacher_signal": "topk(8)"},
+        {"rl.reward": "bleu", "loss.sequence_level": True},
         {"method": "sft", "loss.prefix_tokens": 5},
         {"rl": {"reward": "bleu", "alpha": 0}, "divergence": "jsd(0.1)", "loss.temperature": 2},  # measured
         {"rl": {"reward": "bleu", "alpha": 1}, "loss.normalisation": "token"},
@@ -135,7 +145,8 @@ def test_a_saved_configuration_can_be_run_again(method: str, tmp_path: Path) -> 
 
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(set(FOLDER.rglob("*.yaml")) - set((FOLDER / "compare").glob("*")))  # those are of many runs each
+OF_MANY_RUNS = {"compare", "reproduce"}
+RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name not in OF_MANY_RUNS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -160,6 +171,49 @@ def test_how_much_is_replayed() -> None:
     assert objective(method="distillm", student_data_fraction=0).replay == 0
     assert objective(**{"rollout.replay": 64}).replay == 64
     assert objective().replay == 0
+
+
+def test_how_sequences_are_written_weighed_and_followed() -> None:
+    def of(**raw: Any) -> tuple[float, float | None, bool]:
+        found = objective(**raw)
+        return found.teacher_share, found.importance_clip, found.sequence_level
+
+    assert of() == (0.0, None, False)
+    assert of(method="minillm") == (0.2, 2.0, True)
+    assert of(method="minillm", **{"rollout.teacher_share": 0}) == (0.0, None, True)
+    assert of(method="minillm", **{"rollout.importance_clip": 5}) == (0.2, 5.0, True)
+    assert of(method="minillm", **{"loss.sequence_level": False}) == (0.2, 2.0, False)
+    assert of(method="minillm", student_data_fraction=0) == (0.0, None, False)
+    assert of(**{"rollout.teacher_share": 0.5, "loss.sequence_level": False}) == (0.5, None, False)
+    assert (
+        of(method="minillm", teacher=None, **{"rl": {"reward": "bleu", "alpha": 0}, "rollout.teacher_share": 0})[2]
+        is False
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            {"method": "minillm", "divergence": "reverse_kl", "teacher_signal": "sampled"},
+            "loss.sequence_level with teacher_signal=sampled: it needs the value of the divergence at every token",
+        ),
+        (
+            {"rollout.teacher_share": 0.2, "loss.sequence_level": True},
+            "loss.sequence_level with rollout.replay=0, rollout.teacher_share=0.2: the gradient through sampling is of the",
+        ),
+        (
+            {"rollout.replay": 64, "loss.sequence_level": True},
+            "loss.sequence_level with rollout.replay=64, rollout.teacher_share=0.0: the gradient through sampling is of the",
+        ),
+        ({"method": "minillm", "rl.reward": "bleu"}, "rl.reward=bleu with rollout.teacher_share=0.2: a policy gradient is of"),
+        ({"rollout.teacher_share": 1}, "rollout.teacher_share: saw 1, needs less than 1"),
+    ],
+)  # fmt: skip
+def test_sequences_that_cannot_be_followed(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        objective(**raw)
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(

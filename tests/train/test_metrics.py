@@ -184,6 +184,15 @@ def test_progress_shows_the_reward(clock: list[float]) -> None:
     assert output.getvalue().startswith("step 1/9  loss -0.5000  reward 0.750  ")
 
 
+@pytest.mark.parametrize(
+    ("terminal", "show", "printed"), [(False, True, "loading [a/b]\n"), (False, False, ""), (True, True, "")]
+)
+def test_silent_work_is_announced_where_there_is_no_bar(terminal: bool, show: bool, printed: str) -> None:
+    output = io.StringIO()
+    metrics.announce("loading [a/b]", show, Console(file=output, force_terminal=terminal))
+    assert output.getvalue() == printed
+
+
 def test_closing_table() -> None:
     table = metrics.closing_table(
         {
@@ -195,7 +204,7 @@ def test_closing_table() -> None:
             "tokens": 12_000,
             "seconds": {"rollout": 6.0, "update": 2.0},
             "evaluations": {"accuracy, greedy": ({"value": 10.0, "low": 8.0, "high": 12.0}, None)},
-            "folder": Path("runs/x/model"),
+            "examples": 1_200,
         }
     )
     output = io.StringIO()
@@ -208,10 +217,12 @@ def test_closing_table() -> None:
         ["forward KL, nats", "2.0000", "0.5000"],
         ["agreement with the teacher", "50.0%", "87.5%"],
         ["accuracy, greedy", "10.0 [8.0, 12.0]", "-"],
-        ["tokens", "", "12,000"],
-        ["tokens/s", "", "1,500"],
-        ["seconds, rollout", "75%", "6.0"],
-        ["seconds, update", "25%", "2.0"],
+        ["tokens", "12,000", ""],
+        ["tokens/s", "1,500", ""],
+        ["seconds, rollout", "6.0", "75%"],
+        ["seconds, update", "2.0", "25%"],
     ]
+    headers = [[cell.strip() for cell in line.split("┃")[1:-1]] for line in text.splitlines() if "┃" in line]
+    assert headers == [["", "first", "last"], ["", "total", "share"]]
     assert "200 steps" in text
-    assert "student: runs/x/model" in text
+    assert " ".join(text.split()).count("in brackets: 95% intervals over n = 1,200 examples") == 1

@@ -25,8 +25,9 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "distillm-llama": {
         "family": "llama", "method": "distillm", "student_data_fraction": 0.8, "fraction_unit": "sequence",
-        "rollout": {"replay": 6, "replay_schedule": "constant", "replay_clip": 2}, "student_model.dropout": 0.2,
+        "rollout": {"replay": 6, "replay_schedule": "constant", "importance_clip": 2}, "student_model.dropout": 0.2,
     },
+    "minillm-t5": {"family": "t5", "method": "minillm", "student_model.dropout": 0.2},
     "gkd-mixed": {
         "family": "llama", "student_data_fraction": 0.5, "fraction_unit": "sequence", "fixed_data": "teacher",
         "student_model": {"init": "config", "lora": {"rank": 2, "dropout": 0.1}},
@@ -62,6 +63,7 @@ KILLS = [
     ("seqkd-llama", [("a rollout", 2), ("a checkpoint's state", 1), ("updated", 5), ("the rollout log", 2)]),
     ("rl-llama", [("the rollout log", 2), ("updated", 5), ("a checkpoint's state", 1)]),
     ("distillm-llama", [("the rollout log", 4), ("updated", 3), ("logged", 1)]),
+    ("minillm-t5", [("the rollout log", 3), ("updated", 4), ("logged", 1)]),
     ("gkd-mixed", [("the rollout log", 2), ("between steps", 5), ("a checkpoint's state", 1), ("a rollout", 2)]),
 ]
 

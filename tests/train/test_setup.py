@@ -18,6 +18,7 @@ from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
 from tutelage.tasks import load_task
 from tutelage.tasks.base import Generation
+from tutelage.tasks.encode import chosen
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import checkpoint, setup
 from tutelage.train.config import Config
@@ -161,6 +162,22 @@ def test_completions_are_needed_where_they_are_trained_on(
         assert not (config.output / "run.json").exists()
     else:
         assert prepare(config, **models)[0].source.fraction == 1.0
+
+
+def test_a_share_of_the_training_examples_is_part_of_the_run(make_config: MakeConfig) -> None:
+    changes: dict[str, Any] = {"seed": 3, "train.batch_size": 5}
+    parts, _ = prepare(make_config(**changes, **{"task.train_fraction": 0.25}))
+    ids = {draw.prompt.id for step in range(4) for draw in parts.source.draws(step)}
+    assert ids == set(chosen(20, 0.25, 3))  # five of twenty examples, again and again
+    begin(make_config(**changes, **{"task.train_fraction": 0.25, "overwrite": True}))
+    with pytest.raises(UserError, match=r"task\.train_fraction: 0\.25 there, 0\.5 now"):
+        check_output(make_config(**changes, **{"task.train_fraction": 0.5, "resume": True}))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.5])
+def test_a_share_outside_its_range(fraction: float, make_config: MakeConfig) -> None:
+    with pytest.raises(UserError, match=rf"task\.train_fraction: saw {fraction}, needs "):
+        make_config(**{"task.train_fraction": fraction})
 
 
 def test_devices() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.train.signals import Interrupted, StopRequest
+from tutelage.train.signals import Interrupted, StopRequest, leaving_on_sigterm
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -59,3 +59,29 @@ def test_other_threads_leave_signals_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [(False, expected)]
+
+
+def test_sigterm_outside_the_steps_says_what_to_do_and_leaves() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with leaving_on_sigterm(lambda: "go on with --resume"):
+        with StopRequest() as stop:  # the steps' own comes first, and gives back
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested
+        with pytest.raises(Interrupted, match="SIGTERM: stopped, go on with --resume") as left:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert left.value.signal_number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_other_threads_work_without_handlers() -> None:
+    seen = []
+
+    def body() -> None:
+        with leaving_on_sigterm(lambda: ""):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    expected = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [expected]

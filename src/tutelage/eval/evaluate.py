@@ -19,6 +19,7 @@ from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.native import Force, NativeEngine
 from tutelage.tasks.base import Generation, Scores, Task
+from tutelage.teacher.base import TeacherModel
 from tutelage.types import Prompt, Rollout
 
 # Metrics that mark a completion right or wrong: only for these does "one of k samples is right" mean anything.
@@ -39,7 +40,7 @@ def evaluate(
     samples_per_prompt: int = 1,
     num_beams: int = 1,
     bootstrap: int = 1000,
-    teacher: LanguageModel | None = None,
+    teacher: TeacherModel | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Decodes the prompts in every setting, marks what was written, and measures the distance from the teacher.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,10 +21,13 @@ from tutelage.divergences import Divergence, parse
 from tutelage.errors import UserError
 from tutelage.eval.evaluate import cut, forced_tokens
 from tutelage.fused import DEFAULT_BUDGET_BYTES, linear_divergence, teacher_sampled, teacher_topk
+from tutelage.fused.base import shared_rows
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.native import NativeEngine
 from tutelage.tasks.base import Task
+from tutelage.teacher.base import TeacherModel
+from tutelage.teacher.local import LocalTeacher
 from tutelage.types import FinishReason, HiddenStates, MicroBatch, Prompt, Rollout, SourceName
 
 FOLDER = "marks"
@@ -101,13 +105,15 @@ class Marker:
     A prompt's randomness is keyed by seed and prompt, so that two steps differ by the student alone.
 
     Args:
-        student, teacher: of one family, over the same vocabulary (`models.vocabulary.agree`).
+        student, teacher: of one family, over the same vocabulary (`models.vocabulary.agree`). A teacher made of several marks,
+            and writes no text of its own beside the student's.
         task: its stop texts and forced continuations hold during decoding.
         prompts: those written and marked; the first `sequences` of them.
         divergence: the run's, or its spelling.
         max_new_tokens: limit of a completion.
         temperature: the student's sampling temperature; 0: greedy.
         loss_temperature: divides both models' logits in what is measured.
+        teacher_temperature: divides the teacher's in place of it, as in `LocalTeacher`; None: the same.
         seed: keys the samples.
         sequences: how many prompts.
         batch_rows: rows generated at a time; None: all.
@@ -116,7 +122,7 @@ class Marker:
     def __init__(
         self,
         student: LanguageModel,
-        teacher: LanguageModel,
+        teacher: TeacherModel,
         task: Task,
         prompts: Sequence[Prompt],
         divergence: Divergence | str,
@@ -124,25 +130,22 @@ class Marker:
         max_new_tokens: int,
         temperature: float = 1.0,
         loss_temperature: float = 1.0,
+        teacher_temperature: float | None = None,
         seed: int = 0,
         sequences: int = DEFAULT_SEQUENCES,
         batch_rows: int | None = None,
     ) -> None:
         self._student, self._teacher, self._generation = student, teacher, task.generation
         self._prompts = list(prompts[:sequences])
-        self._divergence, self._loss_temperature = parse(divergence), loss_temperature
+        self._divergence = parse(divergence)
+        self._loss_temperature, self._teacher_temperature = loss_temperature, teacher_temperature
         self._sampling, self._seed, self._batch_rows = Sampling(max_new_tokens, temperature), seed, batch_rows
         self._teacher_texts: Mapping[int, str] | None = None
 
     def mark(self) -> list[MarkedSequence]:
         """One sequence per prompt, in order, written and marked with the student's current weights."""
         if self._teacher_texts is None:  # the teacher never changes: asked once
-            greedy = self._write(self._teacher, Sampling(self._sampling.max_new_tokens, 0.0), "teacher")
-            decode = self._teacher.tokenizer.decode
-            self._teacher_texts = {
-                rollout.prompt_id: cut(decode(rollout.completion_ids, skip_special_tokens=True), self._generation.stop)
-                for rollout in greedy
-            }
+            self._teacher_texts = self._texts_of(self._teacher) if isinstance(self._teacher, LanguageModel) else {}
         return mark_rollouts(
             self._student,
             self._teacher,
@@ -151,7 +154,17 @@ class Marker:
             prompts=self._prompts,
             teacher_texts=self._teacher_texts,
             temperature=self._loss_temperature,
+            teacher_temperature=self._teacher_temperature,
         )
+
+    def _texts_of(self, teacher: LanguageModel) -> dict[int, str]:
+        """Prompt id -> the teacher's greedy completion."""
+        greedy = self._write(teacher, Sampling(self._sampling.max_new_tokens, 0.0), "teacher")
+        decode = teacher.tokenizer.decode
+        return {
+            rollout.prompt_id: cut(decode(rollout.completion_ids, skip_special_tokens=True), self._generation.stop)
+            for rollout in greedy
+        }
 
     def _write(self, model: LanguageModel, sampling: Sampling, source: SourceName) -> list[Rollout]:
         engine = NativeEngine(model, self._batch_rows, force=forced_tokens(model, self._generation))
@@ -162,13 +175,14 @@ class Marker:
 @torch.no_grad()
 def mark_rollouts(
     student: LanguageModel,
-    teacher: LanguageModel,
+    teacher: TeacherModel,
     rollouts: Sequence[Rollout],
     divergence: Divergence | str,
     *,
     prompts: Sequence[Prompt] = (),
     teacher_texts: Mapping[int, str] | None = None,
     temperature: float = 1.0,
+    teacher_temperature: float | None = None,
     token_budget: int = 8192,
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
 ) -> list[MarkedSequence]:
@@ -181,27 +195,29 @@ def mark_rollouts(
         prompts: those of the rollouts, for their references; a rollout whose prompt is missing gets none.
         teacher_texts: the teacher's own completions by prompt id.
         temperature: divides both models' logits.
+        teacher_temperature: divides the teacher's in place of it; None: the same.
         token_budget: most padded tokens in one forward pass.
         budget_bytes: of the vocabulary-wide buffers.
 
     Raises:
-        UserError: the divergence does not parse, or the temperature is not positive.
+        UserError: the divergence does not parse, or a temperature is not positive.
         ValueError: a measure is not a number.
     """
     divergence, teacher_texts = parse(divergence), teacher_texts or {}
-    references = {prompt.id: prompt.reference_ids for prompt in prompts if prompt.reference_ids is not None}
     decode = student.tokenizer.decode
+    references = {
+        prompt.id: decode(prompt.reference_ids, skip_special_tokens=True)
+        for prompt in prompts
+        if prompt.reference_ids is not None
+    }
     token_text = _token_texts(student.tokenizer)
     marks: dict[int, tuple[TokenMark, ...]] = {}  # by the rollout's identity: micro-batches come sorted by length
-    modes = [(model, model.module.training) for model in (student, teacher)]
-    for model, _ in modes:
-        model.module.eval()
-    for micro in micro_batches(rollouts, token_weights(rollouts, "token"), student, token_budget):
-        lines = iter(_measure(student, teacher, micro, divergence, temperature, budget_bytes))
-        for rollout in micro.rollouts:
-            marks[id(rollout)] = tuple(_token_marks(rollout, student, lines, token_text))
-    for model, training in modes:
-        model.module.train(training)
+    scorer = LocalTeacher(teacher, temperature=temperature, own_temperature=teacher_temperature)
+    with _without_dropout(student.module, teacher.module):
+        for micro in micro_batches(rollouts, token_weights(rollouts, "token"), student, token_budget):
+            lines = iter(_measure(student, scorer, micro, divergence, temperature, budget_bytes))
+            for rollout in micro.rollouts:
+                marks[id(rollout)] = tuple(_token_marks(rollout, student, lines, token_text))
     return [
         MarkedSequence(
             prompt_id=rollout.prompt_id,
@@ -210,16 +226,25 @@ def mark_rollouts(
             finish_reason=rollout.finish_reason,
             divergence=str(divergence),
             prompt=decode(rollout.prompt_ids, skip_special_tokens=True),
-            reference=(
-                decode(references[rollout.prompt_id], skip_special_tokens=True)
-                if rollout.prompt_id in references
-                else None
-            ),
+            reference=references.get(rollout.prompt_id),
             teacher=teacher_texts.get(rollout.prompt_id),
             tokens=marks[id(rollout)],
         )
         for rollout in rollouts
     ]
+
+
+@contextmanager
+def _without_dropout(*modules: Any) -> Iterator[None]:
+    """Modules in evaluation mode; given back in the mode they came in."""
+    modes = [(module, module.training) for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.train(training)
 
 
 class _Line(NamedTuple):
@@ -236,16 +261,16 @@ class _Line(NamedTuple):
 
 def _measure(
     student: LanguageModel,
-    teacher: LanguageModel,
+    teacher: LocalTeacher,
     micro: MicroBatch,
     divergence: Divergence,
     temperature: float,
     budget_bytes: int,
 ) -> Iterator[_Line]:
     """The measures of every completion token, in the order of `micro.targets_N`."""
-    height = min(student.vocab_size, teacher.vocab_size)
-    own = HiddenStates(student.hidden(micro), student.head.rows(height))
-    theirs = HiddenStates(teacher.hidden(micro), teacher.head.rows(height))
+    signal = teacher.hidden_states(micro)
+    own_head, their_head = shared_rows(student.head, signal.head)
+    own, theirs = HiddenStates(student.hidden(micro), own_head), HiddenStates(signal.hidden_NH, their_head)
     _, stats = linear_divergence(
         own.hidden_NH, own.head, theirs.hidden_NH, theirs.head, divergence, micro.weights_N,
         temperature, budget_bytes, return_stats=True,
@@ -258,7 +283,7 @@ def _measure(
         measures.append(
             teacher_sampled(model.hidden_NH, model.head, micro.targets_N, temperature, budget_bytes).logp_N.exp()
         )
-        top = teacher_topk(model.hidden_NH, model.head, min(_TOP, height), temperature, budget_bytes)
+        top = teacher_topk(model.hidden_NH, model.head, min(_TOP, own_head.vocab_size), temperature, budget_bytes)
         tops.append(_pairs(top.token_ids_NK, top.logp_NK.exp()))
     table = torch.stack([measure.double() for measure in measures], dim=1)
     if table.isnan().any():

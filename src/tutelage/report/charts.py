@@ -19,6 +19,7 @@ _WIDTH, _HEIGHT = 380, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 10, 12, 38
 _SMOOTH_FROM = 60  # points; fewer are drawn as they are
 _MARKERS_TO = 16
+_LABEL_CHARACTERS = 6  # of a tick's label; 11 px text of more reaches from the axis to its name
 _DODGE = 3.0  # pixels between the intervals of two series
 
 
@@ -80,6 +81,14 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+
+
+def tick_labels(marks: Sequence[float]) -> list[str]:
+    """The marks of one axis as texts of one kind: "0.0125", or "1.25e-4" where one would run into the axis' name."""
+    labels = [_number(mark) for mark in marks]
+    if all(len(label) <= _LABEL_CHARACTERS and "e" not in label for label in labels):
+        return labels
+    return [_scientific(mark) for mark in marks]
 
 
 def running_mean(points: Sequence[Point], window: int) -> list[Point]:
@@ -195,12 +204,12 @@ def _describe(series: Sequence[Series], y_label: str) -> str:
 def _grid(
     svg: Element, x: Scale, y: Scale, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
 ) -> None:
-    for mark in y_ticks:
+    for mark, text in zip(y_ticks, tick_labels(y_ticks), strict=True):
         _line(svg, x.start, y(mark), x.end, y(mark), "grid")
-        _text(svg, x.start - 6, y(mark) + 4, _number(mark), "tick end")
-    for mark in x_ticks:
+        _text(svg, x.start - 6, y(mark) + 4, text, "tick end")
+    for mark, text in zip(x_ticks, tick_labels(x_ticks), strict=True):
         _line(svg, x(mark), y.start, x(mark), y.start + 4, "axis")
-        _text(svg, x(mark), y.start + 17, _number(mark), "tick middle")
+        _text(svg, x(mark), y.start + 17, text, "tick middle")
     _line(svg, x.start, y.start, x.end, y.start, "axis")
     _text(svg, (x.start + x.end) / 2, _HEIGHT - 4, x_label, "axis-label middle")
     label = _text(svg, 0, 0, y_label, "axis-label middle")
@@ -254,6 +263,12 @@ def _px(value: float) -> str:
 def _number(value: float) -> str:
     """Four significant digits, thousands grouped: "1,200", "0.0125"."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _scientific(value: float) -> str:
+    """Three significant digits: "1.5e-4", "2e6", "0"."""
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return "0" if value == 0 else f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _markup(svg: Element) -> Markup:

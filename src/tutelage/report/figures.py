@@ -17,6 +17,7 @@ from tutelage.report.collect import RunData
 # Metric -> (heading, axis, what a reader sees in it), in the order of the page.
 CURVES: dict[str, tuple[str, str, str]] = {
     "loss": ("Loss", "loss", "What training lowers. Losses of different divergences cannot be compared."),
+    "reward": ("Reward", "reward", "What the task or the scorer gives the student's sequences. Mean over the step's."),
     "forward_kl": (
         "Forward KL from the teacher",
         "nats a token",

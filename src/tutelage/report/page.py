@@ -140,6 +140,7 @@ def summary(runs: Sequence[RunData]) -> Summary:
         "run": [Cell(run.name) for run in runs],
         "method": [Cell(run.config.method) for run in runs],
         "divergence": [Cell(run.divergence or "–") for run in runs],
+        "teacher signal": [Cell(run.config.teacher_signal if run.divergence else "–") for run in runs],
         "student data": [Cell(_fraction(run.student_data_fraction)) for run in runs],
         "seed": [Cell(str(run.config.seed)) for run in runs],
     }

@@ -6,7 +6,7 @@ Its slow twin is transformers' `generate`: greedy outputs are equal, sampled dis
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.cache import keep_rows, new_cache
+from tutelage.rollout.mixed import Mixed, Stepper
 from tutelage.rollout.sampling import draw, uniforms
 from tutelage.types import FinishReason, Prompt, Rollout, SourceName
 
@@ -47,12 +48,24 @@ class NativeEngine:
         batch_rows: most rows decoded at a time; None: all.
         force: called with a row's completion so far after each token; what it returns is appended instead of sampled
             tokens (a calculator's result, say). Forced tokens have log-probability 0.
+        teacher: takes part in every token, in evaluation mode; over the model's vocabulary (`models.vocabulary.agree`).
+        teacher_share: of `teacher` in the mixture that tokens are drawn from: see `mixed`. Temperature divides the logits of
+            both models and must be positive; top-k and top-p act on the mixture.
     """
 
-    def __init__(self, model: LanguageModel, batch_rows: int | None = None, force: Force | None = None) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        batch_rows: int | None = None,
+        force: Force | None = None,
+        teacher: LanguageModel | None = None,
+        teacher_share: float = 0.0,
+    ) -> None:
         self.model = model
         self.batch_rows = batch_rows
         self.force = force
+        self.teacher = teacher
+        self.teacher_share = teacher_share
         self.version = 0
 
     def publish(self, version: int) -> None:
@@ -91,16 +104,18 @@ class NativeEngine:
 
     def _decode(self, rows: list[_Row], sampling: Sampling, on_finished: Callable[[int], None]) -> None:
         """Writes these rows to their ends."""
-        stepper = _EncoderDecoder(self.model, rows) if self.model.is_encoder_decoder else _DecoderOnly(self.model, rows)
+        stepper = _stepper(self.model, rows)
+        if self.teacher is not None and self.teacher_share > 0:
+            stepper = Mixed(stepper, _stepper(self.teacher, rows), self.teacher_share, sampling.temperature)
+            sampling = replace(sampling, temperature=1.0)
         eos = self.model.eos_ids
         alive = rows
-        head = self.model.head
-        hidden_BH = stepper.first()
+        logits_BV = stepper.first()
         for position in range(sampling.max_new_tokens):
             uniform_B = torch.tensor(
-                [row.uniform[position] for row in alive], dtype=torch.float64, device=hidden_BH.device
+                [row.uniform[position] for row in alive], dtype=torch.float64, device=logits_BV.device
             )
-            tokens_B, logp_B = draw(head.logits(hidden_BH), sampling, uniform_B)
+            tokens_B, logp_B = draw(logits_BV, sampling, uniform_B)
             self._append(alive, tokens_B.tolist(), logp_B.tolist(), eos, last=position + 1 == sampling.max_new_tokens)
             open_rows = [i for i, row in enumerate(alive) if row.finish is None]
             if not open_rows:
@@ -108,10 +123,10 @@ class NativeEngine:
                 return
             if len(alive) - len(open_rows) >= max(1, _LEAVE_SHARE * len(alive)):
                 on_finished(len(alive) - len(open_rows))
-                stepper.keep(torch.tensor(open_rows, device=hidden_BH.device))
+                stepper.keep(torch.tensor(open_rows, device=logits_BV.device))
                 alive = [alive[i] for i in open_rows]
-            last = torch.tensor([[row.tokens[-1]] for row in alive], device=hidden_BH.device)
-            hidden_BH = stepper.next(last)
+            last = torch.tensor([[row.tokens[-1]] for row in alive], device=logits_BV.device)
+            logits_BV = stepper.next(last)
 
     def _append(
         self, alive: list[_Row], tokens: list[int], logps: list[float], eos: frozenset[int], last: bool
@@ -130,11 +145,15 @@ class NativeEngine:
                 row.forced.extend(self.force(tuple(row.tokens)) or ())
 
 
+def _stepper(model: LanguageModel, rows: Sequence[_Row]) -> Stepper:
+    return _EncoderDecoder(model, rows) if model.is_encoder_decoder else _DecoderOnly(model, rows)
+
+
 class _DecoderOnly:
     """One token at a time behind left-padded prompts; positions count real tokens only."""
 
     def __init__(self, model: LanguageModel, rows: Sequence[_Row]) -> None:
-        self.model = model
+        self.model, self.head = model, model.head
         prompts = [row.prompt.token_ids for row in rows]
         width = max(len(p) for p in prompts)
         self.ids = torch.tensor([[model.pad_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
@@ -142,11 +161,11 @@ class _DecoderOnly:
         self.cache = new_cache(model.config, False)
 
     def first(self) -> Tensor:
-        """Hidden states behind the prompts: [B, H]."""
+        """Logits behind the prompts: [B, V]."""
         return self._forward(self.ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
 
     def next(self, last_B1: Tensor) -> Tensor:
-        """Hidden states behind one more token."""
+        """Logits behind one more token."""
         self.mask = torch.cat([self.mask, torch.ones_like(last_B1)], dim=1)
         return self._forward(last_B1, self.mask.sum(-1, keepdim=True) - 1)
 
@@ -160,14 +179,14 @@ class _DecoderOnly:
         out = self.model.decoder(
             input_ids=ids_BL, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **positions
         )
-        return out.last_hidden_state[:, -1]
+        return self.head.logits(out.last_hidden_state[:, -1])
 
 
 class _EncoderDecoder:
     """The encoder once, then the decoder one token at a time."""
 
     def __init__(self, model: LanguageModel, rows: Sequence[_Row]) -> None:
-        self.model = model
+        self.model, self.head = model, model.head
         prompts = [row.prompt.token_ids for row in rows]
         width = max(len(p) for p in prompts)
         ids = torch.tensor([list(p) + [model.pad_id] * (width - len(p)) for p in prompts], device=model.device)
@@ -176,12 +195,12 @@ class _EncoderDecoder:
         self.cache = new_cache(model.config, True)
 
     def first(self) -> Tensor:
-        """Hidden states behind the decoder's start tokens: [B, H]."""
+        """Logits behind the decoder's start tokens: [B, V]."""
         start = torch.tensor(self.model.decoder_start_ids, device=self.mask.device)
         return self._forward(start.expand(self.mask.shape[0], -1))
 
     def next(self, last_B1: Tensor) -> Tensor:
-        """Hidden states behind one more token."""
+        """Logits behind one more token."""
         return self._forward(last_B1)
 
     def keep(self, rows: Tensor) -> None:
@@ -197,7 +216,7 @@ class _EncoderDecoder:
             past_key_values=self.cache,
             use_cache=True,
         )
-        return out.last_hidden_state[:, -1]
+        return self.head.logits(out.last_hidden_state[:, -1])
 
 
 def _rollout(row: _Row, version: int, source: SourceName) -> Rollout:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -84,7 +85,14 @@ class Encoding:
 
 
 def encode_split(
-    task: Task, split: str, encoding: Encoding, limit: int | None = None, *, show_progress: bool = True
+    task: Task,
+    split: str,
+    encoding: Encoding,
+    limit: int | None = None,
+    *,
+    fraction: float = 1.0,
+    seed: int = 0,
+    show_progress: bool = True,
 ) -> Sequence[Prompt]:
     """The prompts of a split, all of them checked; many examples that are generated are checked as they are asked for.
 
@@ -93,6 +101,8 @@ def encode_split(
         split: "train", "validation" or "test".
         encoding: how.
         limit: take the first so many examples; None: all.
+        fraction: of these, take this share; see `chosen`. Examples keep their ids.
+        seed: keys the choice.
         show_progress: a bar, where there are many.
 
     Raises:
@@ -100,20 +110,33 @@ def encode_split(
     """
     examples = task.examples(split)
     count = len(examples) if limit is None else min(limit, len(examples))
-    if isinstance(examples, Generated) and count > _MANY:
-        return GeneratedSplit(task, split, examples, encoding, count)
-    with _bar(show_progress and count > _MANY) as bar:
+    indices = chosen(count, fraction, seed)
+    if isinstance(examples, Generated) and len(indices) > _MANY:
+        return GeneratedSplit(task, split, examples, encoding, indices)
+    with _bar(show_progress and len(indices) > _MANY) as bar:
         made = (
             encoding.prompt(task, i, examples[i], split)
-            for i in bar.track(range(count), description=f"encoding the {split} split")
+            for i in bar.track(indices, description=f"encoding the {split} split")
         )
         kept = _EncodedSplit(examples, (prompt for prompt in made if prompt is not None))
-    if len(kept) < count:
-        left_out = count - len(kept)
+    if len(kept) < len(indices):
+        left_out = len(indices) - len(kept)
         logging.getLogger(__name__).warning(
-            "%d of %d %s examples are over the limit of the prompt: left out", left_out, count, split
+            "%d of %d %s examples are over the limit of the prompt: left out", left_out, len(indices), split
         )
     return kept
+
+
+def chosen(count: int, fraction: float, seed: int) -> Sequence[int]:
+    """A share of `count` examples, at least one, ascending.
+
+    They are the first of one shuffle that hangs on `count` and `seed` alone: a smaller share is part of every larger one.
+    """
+    if fraction == 1 or not count:
+        return range(count)
+    # A key of four words: none of the epochs' orders, which have three, is this one (`data.prompts`).
+    order = np.random.default_rng([seed, 0, count, 1]).permutation(count)
+    return array("q", np.sort(order[: max(1, round(fraction * count))]).tobytes())
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:
@@ -185,18 +208,21 @@ class _EncodedSplit(_Split):
 class GeneratedSplit(_Split):
     """Prompts encoded as they are asked for; one over the limit is an error then, since an index cannot be left out."""
 
-    def __init__(self, task: Task, split: str, examples: Sequence[Example], encoding: Encoding, count: int) -> None:
-        self.task, self.split, self.examples, self.encoding, self.size = task, split, examples, encoding, count
+    def __init__(
+        self, task: Task, split: str, examples: Sequence[Example], encoding: Encoding, indices: Sequence[int]
+    ) -> None:
+        self.task, self.split, self.examples, self.encoding, self.indices = task, split, examples, encoding, indices
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.indices)
 
     def at(self, place: int) -> Prompt:
         """Encodes the example. Raises UserError when it is over the limit."""
-        prompt = self.encoding.prompt(self.task, place, self.examples[place], self.split)
+        index = self.indices[place]
+        prompt = self.encoding.prompt(self.task, index, self.examples[index], self.split)
         if prompt is None:
             raise UserError(
-                f"{self.task.name}, {self.split} example {place} is over task.max_prompt_tokens={self.encoding.max_prompt_tokens}; "
-                f"in a split of {self.size:,} generated examples none can be left out: raise it"
+                f"{self.task.name}, {self.split} example {index} is over task.max_prompt_tokens={self.encoding.max_prompt_tokens}; "
+                f"in a split of {len(self):,} generated examples none can be left out: raise it"
             )
         return prompt

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
 
 from tutelage import estimators
 from tutelage.divergences import Divergence
 from tutelage.errors import UserError
-from tutelage.types import MicroBatch, Signal
+from tutelage.types import LMHead, MicroBatch, Signal
 
 
 class TeacherScorer(Protocol):
@@ -17,6 +19,27 @@ class TeacherScorer(Protocol):
 
     def score(self, micro: MicroBatch) -> Signal:
         """The signal for the completion tokens, in the order of `micro.targets_N`."""
+        ...
+
+
+class TeacherModel(Protocol):
+    """What marks are made of: a `models.language_model.LanguageModel`, or several as one (`teacher.mixture.TeacherMixture`).
+
+    Attributes:
+        module: holds the parameters, and whether dropout is on.
+        vocab_size: tokens of the vocabulary that take part in the softmax.
+    """
+
+    module: Any
+    vocab_size: int
+
+    @property
+    def head(self) -> LMHead:
+        """Turns hidden states into logits."""
+        ...
+
+    def hidden(self, micro: MicroBatch) -> Tensor:
+        """Hidden states at the positions that predict the completion tokens: [N, H]."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A teacher in the same process: one forward pass without gradients per micro-batch."""
+"""A teacher in the same process: one forward pass of each of its models, without gradients, per micro-batch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import torch
 
 from tutelage.errors import UserError
 from tutelage.fused import DEFAULT_BUDGET_BYTES, teacher_sampled, teacher_topk
-from tutelage.models.language_model import LanguageModel
-from tutelage.teacher.base import SignalKind, parse_signal
+from tutelage.teacher.base import SignalKind, TeacherModel, parse_signal
 from tutelage.types import HiddenStates, LMHead, MicroBatch, Signal
 
 
 class LocalTeacher:
-    """Scores sequences with a loaded model.
+    """Scores sequences with a loaded model, or with several as one.
 
     Args:
         model: the teacher; its parameters need no gradients.
@@ -30,7 +29,7 @@ class LocalTeacher:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: TeacherModel,
         signal: SignalKind | str = "hidden",
         temperature: float = 1.0,
         budget_bytes: int = DEFAULT_BUDGET_BYTES,

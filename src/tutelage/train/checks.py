@@ -29,27 +29,62 @@ def check_pair(student: LanguageModel, teacher: LanguageModel) -> None:
         )
 
 
+def check_mixture(config: Config, objective: Objective) -> None:
+    """Raises UserError where several teachers are given to a run in which they could not mark together."""
+    if not config.other_teachers:
+        return
+    others = ", ".join(config.other_teachers)
+    if objective.fixed_data == "teacher":
+        raise UserError(
+            f"other_teachers={others} with fixed_data=teacher: several teachers mark sequences together, but none of them writes "
+            "for all; drop other_teachers, or set fixed_data=dataset (method=seqkd is of one teacher)"
+        )
+    if objective.divergence is None:
+        raise UserError(
+            f"other_teachers={others} has no effect: no teacher marks the tokens of this run; drop it, or use a method with a "
+            "divergence, such as method=gkd"
+        )
+
+
 def check_signal(config: Config, objective: Objective, student: LanguageModel, sampling: Sampling) -> None:
     """Raises UserError where the teacher's signal does not fit what the student writes, or its vocabulary."""
     signal = parse_signal(config.teacher_signal)
     if signal.name == "sampled":
         drawn = (sampling.temperature, sampling.top_p, sampling.top_k)
-        check_on_policy(objective.student_data_fraction, *drawn, config.loss.temperature)
+        check_on_policy(
+            objective.student_data_fraction, *drawn, config.loss.temperature, teacher_share=objective.teacher_share
+        )
     if signal.k is not None and signal.k > student.vocab_size:
         raise UserError(
             f"teacher_signal={signal}, but the vocabulary has {student.vocab_size} tokens; lower k, or use teacher_signal=hidden"
         )
 
 
-def check_replay(config: Config, sampling: Sampling) -> None:
-    """Raises UserError where sequences to be weighted by importance are not drawn from the student's whole distribution."""
-    if config.rollout.replay_clip is not None and (
-        sampling.temperature == 0 or sampling.top_p != 1 or sampling.top_k != 0
-    ):
+def check_draws(config: Config, objective: Objective, sampling: Sampling) -> None:
+    """Raises UserError where the student's tokens are not drawn as mixtures, importance and gradients through sampling need it."""
+    drawn = f"with rollout.temperature={sampling.temperature}, rollout.top_p={sampling.top_p}, rollout.top_k={sampling.top_k}: "
+    whole = sampling.top_p == 1 and sampling.top_k == 0
+    if objective.sequence_level and not (whole and sampling.temperature == 1):
         raise UserError(
-            f"rollout.replay_clip={config.rollout.replay_clip} with rollout.temperature={sampling.temperature}, "
-            f"rollout.top_p={sampling.top_p}, rollout.top_k={sampling.top_k}: a ratio of probabilities needs draws from the student's "
-            "whole distribution; set rollout.temperature above 0, rollout.top_p=1 and rollout.top_k=0, or drop rollout.replay_clip"
+            f"loss.sequence_level {drawn}the gradient through sampling is right only for draws from the student's own distribution; "
+            "set rollout.temperature=1, rollout.top_p=1 and rollout.top_k=0, or loss.sequence_level=False"
+        )
+    if objective.teacher_share and not (whole and sampling.temperature > 0):
+        raise UserError(
+            f"rollout.teacher_share={objective.teacher_share} {drawn}a mixture is drawn from whole distributions; set "
+            "rollout.temperature above 0, rollout.top_p=1 and rollout.top_k=0, or rollout.teacher_share=0"
+        )
+    if objective.importance_clip is not None and not (whole and sampling.temperature > 0):
+        raise UserError(
+            f"rollout.importance_clip={objective.importance_clip} {drawn}a ratio of probabilities needs draws from the student's "
+            "whole distribution; set rollout.temperature above 0, rollout.top_p=1 and rollout.top_k=0, or drop "
+            "rollout.importance_clip"
+        )
+    if objective.teacher_share and config.other_teachers:
+        raise UserError(
+            f"rollout.teacher_share={objective.teacher_share} with other_teachers={', '.join(config.other_teachers)}: several "
+            "teachers mark sequences together, but only a single one can help to write them; drop other_teachers, or set "
+            "rollout.teacher_share=0"
         )
 
 

@@ -6,6 +6,7 @@ built, never in the middle of a run; what the presets of `methods.py` fill in is
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,8 @@ class TaskConfig(Section):
     """Leave out prompts over the limit (the count is reported) instead of stopping."""
     use_chat: Literal["auto", "always", "never"] = "auto"
     """Chat template: auto applies it to chat messages only, always wraps plain prompts too."""
+    train_fraction: float = Field(1.0, gt=0, le=1)
+    """Train on this share of the training examples, drawn by `seed`; at one seed, a smaller share is part of every larger one."""
 
 
 class RolloutConfig(Section):
@@ -57,9 +60,12 @@ class RolloutConfig(Section):
     replay_schedule: ReplaySchedule | None = None
     """Share of the student's steps that draw kept sequences: rising from 0 to 1 over the run (None), falling from 1 to 0, or
     constant at 1/2."""
-    replay_clip: float | None = Field(None, ge=1)
-    """Weight each token of a kept sequence by how much likelier the current student is to come to it than the one that wrote it,
-    by this factor at most; None: all alike."""
+    teacher_share: float | None = Field(None, ge=0, lt=1)
+    """Draw each token of the student's sequences from (1 - teacher_share) q + teacher_share p, q the student's distribution and p
+    the teacher's, both at `temperature`; None: the method's."""
+    importance_clip: float | None = Field(None, ge=1)
+    """Weight each token of a kept sequence, or of one written with a teacher_share, by how much likelier the current student is to
+    come to it than what wrote it, by this factor at most; None: the method's, or all alike."""
     teacher_temperature: float = Field(0.0, ge=0)
     """Sampling temperature of teacher-generated sequences; 0: greedy."""
     batch_rows: int | None = Field(None, ge=1)
@@ -77,6 +83,9 @@ class LossConfig(Section):
     """sequence: mean over each sequence's tokens, then over sequences (the paper's Eq. 2); token: one mean over all tokens."""
     prefix_tokens: int | None = Field(None, ge=1)
     """Mark the first so many tokens of each completion only, and take the means over these; None: all."""
+    sequence_level: bool | None = None
+    """Follow the gradient through the student's sampling too: a token answers for the divergence at the tokens behind it; None: the
+    method's."""
     budget_mb: int = Field(256, ge=1)
     """Memory for the vocabulary-wide buffers of the loss; a GPU is quicker with 1024 or more."""
     implementation: Implementation = "auto"
@@ -159,10 +168,15 @@ class Recipe(Section):
     """Folder or hub name of the student (with student-model.init=config: of its config.json; teacher_layers: unused)."""
     teacher: str | None = None
     """Folder or hub name of the teacher; method=sft has none, unless student-model.init=teacher_layers takes its layers."""
+    other_teachers: tuple[str, ...] = ()
+    """Folders or hub names of further teachers, loaded as teacher_model says: all of them mark together, by the geometric mean of
+    their distributions."""
+    teacher_weights: tuple[float, ...] | None = None
+    """Weight of `teacher` and of each of `other_teachers` in that mean; of sum 1; None: equal."""
     output: Path = Path("runs/latest")
     """The run's folder."""
     method: str = "gkd"
-    """sft, seqkd, supervised_kd, on_policy_kd, imitkd, f_distill, distillm, gkd or rl_gkd."""
+    """sft, seqkd, supervised_kd, on_policy_kd, imitkd, f_distill, distillm, minillm, gkd or rl_gkd."""
     divergence: str | None = None
     """forward_kl, reverse_kl, jsd(0.5), jsd(0.5, rescale), total_variation, skew_forward_kl(0.1), adaptive_kl(0.5), ...; None: the
     method's."""
@@ -200,6 +214,7 @@ class Config(Recipe):
         if self.divergence is not None:
             divergences.parse(self.divergence)
         parse_signal(self.teacher_signal)
+        _check_teachers(self)
         if self.train.warmup_steps >= self.train.steps:
             raise UserError(
                 f"train.warmup_steps is {self.train.warmup_steps}, but the run has only train.steps={self.train.steps}; "
@@ -229,6 +244,24 @@ class Config(Recipe):
                 "no student given: set --student to a folder or a hub name (or student_model.init=teacher_layers)"
             )
         return self
+
+
+def _check_teachers(config: Config) -> None:
+    """Raises UserError where the weights do not fit the teachers."""
+    if config.other_teachers and config.teacher is None:
+        raise UserError(
+            "other_teachers are further ones, but there is no teacher: set --teacher to the first, or drop them"
+        )
+    weights, teachers = config.teacher_weights, 1 + len(config.other_teachers)
+    if weights is None:
+        return
+    if teachers == 1:
+        raise UserError(f"teacher_weights={list(weights)} weighs several teachers; set other_teachers, or drop it")
+    if len(weights) != teachers or min(weights) <= 0 or not math.isclose(sum(weights), 1, abs_tol=1e-6):
+        raise UserError(
+            f"teacher_weights={list(weights)} for {teachers} teachers: give {teachers} positive numbers of sum 1, the first for "
+            f"`teacher` (the sum is {sum(weights):g}), or none for equal weights"
+        )
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from tutelage.sources import Mixture
 from tutelage.teacher.base import TeacherScorer
 from tutelage.train.checkpoint import Checkpoints
 from tutelage.train.config import Config
-from tutelage.train.importance import ImportanceWeights
+from tutelage.train.importance import ImportanceWeights, weighed
 from tutelage.train.metrics import MetricsWriter, Progress, Stopwatch
 from tutelage.train.optim import Optimizer
+from tutelage.train.returns import SequenceReturns
 from tutelage.train.signals import StopRequest
 from tutelage.train.tally import Tally
 from tutelage.types import Prompt, Rollout
@@ -44,7 +45,8 @@ class Parts:
         output: the run's folder.
         held_out: the prompts of the split that is evaluated; empty for none.
         rewarder: rewards the student's sequences; None for distillation alone.
-        importance: weights the student's earlier sequences; None: all alike.
+        importance: weights the sequences that the current student did not write alone; None: all alike.
+        returns: makes the divergence one of whole sequences; None: of tokens.
     """
 
     student: Student
@@ -58,6 +60,7 @@ class Parts:
     held_out: Sequence[Prompt] = ()
     rewarder: Rewarder | None = None
     importance: ImportanceWeights | None = None
+    returns: SequenceReturns | None = None
 
 
 @dataclass
@@ -107,9 +110,14 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
 
             # Weights come from the whole batch, before it is cut: the cut cannot change the gradient.
             weights, policy = weigh(rollouts, rewards, config)
+            factors = None
             if parts.importance is not None:
                 with watch.phase("importance"):
-                    weights = parts.importance(rollouts, weights, step)
+                    factors = parts.importance(rollouts, step)
+                    weights = weighed(weights, factors)
+            if parts.returns is not None:
+                with watch.phase("returns"):
+                    policy = add(policy, parts.returns(rollouts, weights, factors))
             tally = Tally(rollouts)
             parts.student.module.train()
             for micro in micro_batches(rollouts, weights, parts.student.model, config.train.micro_batch_tokens, policy):
@@ -162,6 +170,13 @@ def weigh(
     above = advantages(rewards.values, rewards.group_size, config.rl.baseline)
     policy = policy_weights(rollouts, [(1 - alpha) * advantage for advantage in above])
     return [[alpha * weight for weight in row] for row in weights], policy
+
+
+def add(policy: list[list[float]] | None, more: list[list[float]]) -> list[list[float]]:
+    """The sum of two policy gradients' weights, token by token."""
+    if policy is None:
+        return more
+    return [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(policy, more, strict=True)]
 
 
 def restore(parts: Parts) -> int:

@@ -5,7 +5,7 @@ Source: Agarwal et al., ICLR 2024 (arXiv 2306.13649), sections 2 and 3, and the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tutelage import divergences
@@ -28,6 +28,9 @@ class Method:
         summary: one line for help texts.
         needs_reward: whether it is nothing without `rl.reward`, which every method on the student's own sequences may have.
         replay: how many of the student's newest sequences are kept and drawn from again.
+        teacher_share: of the teacher in the distribution that tokens of the student's sequences are drawn from.
+        importance_clip: largest importance weight of sequences that the current student did not write alone; None: all alike.
+        sequence_level: whether the gradient through the student's sampling is followed too.
     """
 
     divergence: str | None
@@ -36,6 +39,9 @@ class Method:
     summary: str
     needs_reward: bool = False
     replay: int = 0
+    teacher_share: float = 0.0
+    importance_clip: float | None = None
+    sequence_level: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -55,6 +61,18 @@ METHODS: dict[str, Method] = {
         "skewed forward KL, half the steps on the student's sequences, new or replayed (Ko et al. 2024)",
         replay=1000,
     ),
+    # Gu et al. 2024 (arXiv 2306.08543) also train on a pre-training corpus, clip ratios of policies as PPO does, divide a token's
+    # return by the number of tokens behind it, and weigh by the ratio of the token alone. The clip of 2 is this package's choice.
+    "minillm": Method(
+        "reverse_kl",
+        1.0,
+        "dataset",
+        "reverse KL of whole sequences, written with the teacher's help; without the paper's language-modelling loss and "
+        "PPO clipping (Gu et al. 2024)",
+        teacher_share=0.2,
+        importance_clip=2.0,
+        sequence_level=True,
+    ),
     "gkd": Method("jsd(0.5)", 1.0, "dataset", "any divergence, any fraction (the paper's method)"),
     "rl_gkd": Method(
         "jsd(0.9)", 1.0, "dataset", "a reward beside the divergence (the paper's Eq. 5)", needs_reward=True
@@ -71,12 +89,18 @@ class Objective:
         student_data_fraction: lambda.
         fixed_data: who writes the rest.
         replay: capacity of the buffer of the student's earlier sequences; 0: none.
+        teacher_share: of the teacher in the distribution that the student's sequences are drawn from; 0: none.
+        importance_clip: largest importance weight; None: no sequence is weighed.
+        sequence_level: whether the gradient through the student's sampling is followed too.
     """
 
     divergence: Divergence | None
     student_data_fraction: float
     fixed_data: Literal["dataset", "teacher"]
     replay: int = 0
+    teacher_share: float = 0.0
+    importance_clip: float | None = None
+    sequence_level: bool = False
 
     @property
     def needs_teacher(self) -> bool:
@@ -108,21 +132,39 @@ def resolve(config: Config) -> Objective:
     if _is_reward_alone(config):
         spelling = None
     fraction = preset.student_data_fraction if config.student_data_fraction is None else config.student_data_fraction
-    replay = preset.replay if config.rollout.replay is None else config.rollout.replay
     objective = Objective(
         divergence=None if spelling is None else divergences.parse(spelling),
         student_data_fraction=fraction,
         fixed_data=config.fixed_data or preset.fixed_data,
-        replay=replay if fraction > 0 else 0,
     )
+    if fraction > 0:
+        objective = _with_own_sequences(objective, config)
     if objective.needs_teacher and config.teacher is None:
         raise UserError(f"method={config.method} needs a teacher: set --teacher to a folder or a hub name")
     if objective.divergence is not None:
         parse_signal(config.teacher_signal).check(objective.divergence)
     _check_reward(config, objective)
     _check_replay(config, objective)
+    _check_teacher_share(config, objective)
+    _check_sequence_level(config, objective)
     _refuse_idle_options(config, objective)
     return objective
+
+
+def _with_own_sequences(objective: Objective, config: Config) -> Objective:
+    """The objective with what says how the student's own sequences are written, weighed and followed."""
+    preset, chosen, followed = METHODS[config.method], config.rollout, config.loss.sequence_level
+    replay = preset.replay if chosen.replay is None else chosen.replay
+    share = preset.teacher_share if chosen.teacher_share is None else chosen.teacher_share
+    clip = preset.importance_clip if chosen.importance_clip is None else chosen.importance_clip
+    trains_on_divergence = objective.divergence is not None and (config.rl.reward is None or config.rl.alpha > 0)
+    return replace(
+        objective,
+        replay=replay,
+        teacher_share=share,
+        importance_clip=clip if replay or share else None,
+        sequence_level=trains_on_divergence and (preset.sequence_level if followed is None else followed),
+    )
 
 
 def _is_reward_alone(config: Config) -> bool:
@@ -186,8 +228,39 @@ def _check_replay(config: Config, objective: Objective) -> None:
         )
 
 
+def _check_teacher_share(config: Config, objective: Objective) -> None:
+    """Raises UserError where sequences written with the teacher's help do not fit the objective."""
+    if objective.teacher_share and config.rl.reward is not None:
+        raise UserError(
+            f"rl.reward={config.rl.reward} with rollout.teacher_share={objective.teacher_share}: a policy gradient is of sequences "
+            "that the current student wrote; set rollout.teacher_share=0, or drop rl.reward"
+        )
+
+
+def _check_sequence_level(config: Config, objective: Objective) -> None:
+    """Raises UserError where the gradient through the student's sampling could not be right."""
+    if not objective.sequence_level:
+        return
+    if parse_signal(config.teacher_signal).name == "sampled":
+        raise UserError(
+            "loss.sequence_level with teacher_signal=sampled: it needs the value of the divergence at every token; use the signal "
+            "hidden or topk(64), or set loss.sequence_level=False"
+        )
+    if objective.importance_clip is None and (objective.replay or objective.teacher_share):
+        raise UserError(
+            f"loss.sequence_level with rollout.replay={objective.replay}, rollout.teacher_share={objective.teacher_share}: the "
+            "gradient through sampling is of the current student's own distribution, which only importance weights restore; set "
+            "rollout.importance_clip, such as 2, or set both to 0"
+        )
+
+
 # Whether nothing looks at them, the options, why and what to do.
 _Idle = tuple[bool, tuple[str, ...], str]
+
+_OF_OWN_SEQUENCES = (
+    *(f"rollout.{name}" for name in ("temperature", "top_p", "top_k", "replay", "teacher_share", "importance_clip")),
+    "loss.sequence_level",
+)
 
 
 def _refuse_idle_options(config: Config, objective: Objective) -> None:
@@ -218,7 +291,7 @@ def _idle_options(config: Config, objective: Objective) -> tuple[_Idle, ...]:
     return (
         (
             objective.divergence is None,
-            ("divergence", "loss.temperature", "loss.teacher_temperature", "teacher_signal"),
+            ("divergence", "loss.temperature", "loss.teacher_temperature", "loss.sequence_level", "teacher_signal"),
             by_likelihood,
         ),
         (
@@ -230,14 +303,19 @@ def _idle_options(config: Config, objective: Objective) -> tuple[_Idle, ...]:
         (not objective.needs_teacher and not thins_teacher, ("teacher", "teacher_model"), without_teacher),
         (
             fraction == 0,
-            ("rollout.temperature", "rollout.top_p", "rollout.top_k", "rollout.replay"),
+            _OF_OWN_SEQUENCES,
             "with student_data_fraction 0 the student writes no training sequences, and evaluations follow eval.temperatures; "
             "drop it, or raise student_data_fraction",
         ),
         (
             objective.replay == 0,
-            ("rollout.replay_schedule", "rollout.replay_clip"),
+            ("rollout.replay_schedule",),
             "no earlier sequences are kept; drop it, or set rollout.replay, or method=distillm",
+        ),
+        (
+            objective.replay == 0 and objective.teacher_share == 0,
+            ("rollout.importance_clip",),
+            "the current student writes all of its sequences alone; drop it, or set rollout.replay or rollout.teacher_share",
         ),
         (
             fraction == 1,
@@ -273,7 +351,7 @@ def _idle_reward_options(config: Config) -> tuple[_Idle, ...]:
         ),
         (
             reward is not None and alpha == 0,
-            ("loss.normalisation", "loss.prefix_tokens"),
+            ("loss.normalisation", "loss.prefix_tokens", "loss.sequence_level"),
             "with rl.alpha 0 the reward of the whole sequence is trained on, not tokens; drop it, or raise rl.alpha",
         ),
     )

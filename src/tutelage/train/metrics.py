@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict
 
 import torch
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -207,6 +207,19 @@ class Progress:
         self._bar.stop()
 
 
+def announce(text: str, show: bool = True, console: Console | None = None) -> None:
+    """Prints a line ahead of silent work, where the output is no terminal: there is no bar then.
+
+    Args:
+        text: what is about to be done.
+        show: log.progress; False prints nothing.
+        console: where to; None: standard error.
+    """
+    console = console or Console(stderr=True)
+    if show and not console.is_terminal:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 class Interval(TypedDict):
     """A metric with the ends of its 95% confidence interval."""
 
@@ -225,7 +238,7 @@ class Summary(TypedDict, total=False):
         tokens: completion tokens trained on.
         seconds: by phase.
         evaluations: metric name -> (before training, after), None where it was not measured.
-        folder: of the trained student.
+        examples: how many were evaluated, which the intervals hang on.
     """
 
     steps: int
@@ -237,12 +250,16 @@ class Summary(TypedDict, total=False):
     tokens: int
     seconds: Mapping[str, float]
     evaluations: Mapping[str, tuple[Interval | None, Interval | None]]
-    folder: Path
+    examples: int
 
 
-def closing_table(summary: Summary) -> Table:
-    """The table at the end of a run."""
-    table = Table("", "first", "last", title=f"{summary['steps']} steps", title_justify="left")
+def closing_table(summary: Summary) -> Group:
+    """The tables at the end of a run: what training changed, and what it cost."""
+    return Group(_changes(summary), _costs(summary))
+
+
+def _changes(summary: Summary) -> Table:
+    table = Table("", "first", "last", title=f"{summary['steps']} steps", title_justify="left", caption_justify="left")
     for key, label in (
         ("loss", "loss"),
         ("reward", "reward"),
@@ -256,18 +273,21 @@ def closing_table(summary: Summary) -> Table:
         table.add_row("agreement with the teacher", *(f"{share:.1%}" for share in summary["agreement"]))
     for metric, (before, after) in summary.get("evaluations", {}).items():
         table.add_row(metric, _with_interval(before), _with_interval(after))
-    table.add_section()
+    if "examples" in summary:
+        table.caption = f"in brackets: 95% intervals over n = {summary['examples']:,} examples"
+    return table
+
+
+def _costs(summary: Summary) -> Table:
+    table = Table("", "total", "share")
     seconds = summary.get("seconds", {})
     total = sum(seconds.values())
     if "tokens" in summary:
-        table.add_row("tokens", "", f"{summary['tokens']:,}")
+        table.add_row("tokens", f"{summary['tokens']:,}", "")
         if total:
-            table.add_row("tokens/s", "", f"{summary['tokens'] / total:,.0f}")
+            table.add_row("tokens/s", f"{summary['tokens'] / total:,.0f}", "")
     for phase, spent in seconds.items():
-        table.add_row(f"seconds, {phase}", f"{spent / total:.0%}" if total else "", f"{spent:.1f}")
-    if "folder" in summary:
-        table.caption = f"student: {summary['folder']}"
-        table.caption_justify = "left"
+        table.add_row(f"seconds, {phase}", f"{spent:.1f}", f"{spent / total:.0%}" if total else "")
     return table
 
 

@@ -15,7 +15,6 @@ import torch
 
 from tutelage.data.prompts import Draw, PromptStream
 from tutelage.errors import MissingSplitError, UserError
-from tutelage.models import load, vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.student import Student
 from tutelage.rewards.load import load_reward
@@ -29,12 +28,20 @@ from tutelage.tasks.encode import Encoding, GeneratedSplit, encode_split, finger
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import config_io
 from tutelage.train.checkpoint import Checkpoints, check_identity, require_space
-from tutelage.train.checks import check_length, check_pair, check_positions, check_replay, check_signal
+from tutelage.train.checks import (
+    check_draws,
+    check_length,
+    check_mixture,
+    check_positions,
+    check_signal,
+)
 from tutelage.train.config import Config, identity
 from tutelage.train.importance import ImportanceWeights
 from tutelage.train.loop import Parts
 from tutelage.train.methods import Objective, resolve
+from tutelage.train.models import load_models, scorer_of
 from tutelage.train.optim import Optimizer, trainable_bytes
+from tutelage.train.returns import SequenceReturns
 from tutelage.types import Prompt
 
 _RECORD = "run.json"
@@ -72,40 +79,37 @@ def prepare(
         UserError: anything wrong with the configuration, the data, the models or the output folder.
     """
     objective = resolve(config)
+    check_mixture(config, objective)
     check_output(config)
     task = task or load_task(config.task.name, data=config.task.data, **config.task.options)
-    check_replay(config, sampling_of(config, task))
+    check_draws(config, objective, sampling_of(config, task))
     torch.manual_seed(config.seed)
     device = pick_device(config.train.device)
     reward = load_reward(config.rl, task, sampling_of(config, task), device)
-    wants_teacher = objective.needs_teacher or config.student_model.init == "teacher_layers"
-    if wants_teacher and teacher is None:
-        assert config.teacher is not None  # methods.resolve has seen to it
-        teacher = load.load_teacher(config.teacher, config.teacher_model, device)
-    student = student or load.load_student(config.student, config.student_model, teacher, device)
-    # Without a teacher the student must still have a row for every token of its tokenizer.
-    vocabulary.agree(student, teacher or student)
-    teacher = teacher if objective.needs_teacher else None
-    if teacher is not None:
-        check_pair(student, teacher)
-        teacher.module.eval()  # a live one may come in training mode, and would mark with dropout
+    student, teachers = load_models(config, objective, student, teacher, device)
+    if teachers:
         check_signal(config, objective, student, sampling_of(config, task))
-    join_ends(student, teacher, encoding_of(config, student, task))
-    stream = training_stream(config, objective, [student, *([teacher] if teacher is not None else [])], task)
+    scorer = scorer_of(config, objective, teachers)
+    join_ends([student, *teachers], encoding_of(config, student, task))
+    stream = training_stream(config, objective, [student, *teachers], task)
     check_data(config, stream.prompts)
     held_out = held_out_prompts(config, student, task)
     require_space(config.output, _bytes_to_write(config, student))
     prepare_output(config, stream.prompts)
-    parts = connect(config, objective, student, teacher, task, stream)
+    parts = connect(config, objective, student, teachers[0] if teachers else None, task, stream, scorer)
     parts.held_out = held_out
-    if config.rollout.replay_clip is not None:
+    if objective.importance_clip is not None:
         parts.importance = ImportanceWeights(
             student,
-            config.rollout.replay_clip,
+            objective.importance_clip,
             sampling_of(config, task).temperature,
             config.train.micro_batch_tokens,
             config.loss.budget_mb * 2**20,
+            mixed=objective.teacher_share > 0,
         )
+    if objective.sequence_level:
+        assert parts.teacher is not None  # methods.resolve has seen to the divergence
+        parts.returns = SequenceReturns(parts.student, parts.teacher, config.train.micro_batch_tokens)
     if reward is not None:
         parts.rewarder = Rewarder(reward, task, student.tokenizer, config.rollout.samples_per_prompt)
     return parts, task
@@ -147,7 +151,14 @@ def training_stream(config: Config, objective: Objective, models: Sequence[Langu
         UserError: no prompts, one that is too long, a completion that is missing, or sequences past a model's positions.
     """
     encoding, sampling = encoding_of(config, models[0], task), sampling_of(config, task)
-    prompts = encode_split(task, "train", encoding, show_progress=config.log.progress)
+    prompts = encode_split(
+        task,
+        "train",
+        encoding,
+        fraction=config.task.train_fraction,
+        seed=config.seed,
+        show_progress=config.log.progress,
+    )
     stream = PromptStream(prompts, config.seed)
     for model in models:
         check_positions(model, encoding, sampling)
@@ -161,9 +172,8 @@ def training_stream(config: Config, objective: Objective, models: Sequence[Langu
     return stream
 
 
-def join_ends(student: LanguageModel, teacher: LanguageModel | None, encoding: Encoding) -> None:
-    """Makes student and teacher end a completion at the same tokens: those of either, and of the chat template."""
-    models = [student] if teacher is None else [student, teacher]
+def join_ends(models: Sequence[LanguageModel], encoding: Encoding) -> None:
+    """Makes student and teachers end a completion at the same tokens: those of any of them, and of the chat template."""
     ends = encoding.end_ids.union(*(model.eos_ids for model in models))
     for model in models:
         model.end_at(ends)
@@ -176,8 +186,9 @@ def connect(
     teacher: LanguageModel | None,
     task: Task,
     stream: PromptStream,
+    scorer: LocalTeacher | None,
 ) -> Parts:
-    """Sources, loss, optimiser and log around loaded models."""
+    """Sources, loss, optimiser and log around loaded models; `teacher` writes sequences, `scorer` marks them."""
     sampling = sampling_of(config, task)
     log = RolloutLog(config.output / "rollouts")
     fixed: Source = DatasetSource()
@@ -186,9 +197,12 @@ def connect(
         greedy = Sampling(sampling.max_new_tokens, temperature=config.rollout.teacher_temperature)
         writer = NativeEngine(teacher, config.rollout.batch_rows)
         fixed = FirstDraw(EngineSource(writer, greedy, config.seed, "teacher"), log)
-    engine = NativeEngine(student, config.rollout.batch_rows) if objective.student_data_fraction > 0 else None
+    engine: NativeEngine | None = None
     on_policy: Source | None = None
-    if engine is not None:
+    if objective.student_data_fraction > 0:
+        engine = NativeEngine(
+            student, config.rollout.batch_rows, teacher=teacher, teacher_share=objective.teacher_share
+        )
         on_policy = EngineSource(engine, sampling, config.seed, "student")
         if objective.replay:
             schedule = config.rollout.replay_schedule or "rising"
@@ -197,11 +211,6 @@ def connect(
     budget_bytes = config.loss.budget_mb * 2**20
     marks = (config.loss.temperature, budget_bytes, config.loss.implementation)
     module = Student(student, objective.divergence, *marks)
-    scorer = None
-    if teacher is not None and objective.divergence is not None:
-        scorer = LocalTeacher(
-            teacher, config.teacher_signal, config.loss.temperature, budget_bytes, config.loss.teacher_temperature
-        )
     return Parts(
         student=module,
         teacher=scorer,

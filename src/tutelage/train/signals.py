@@ -1,16 +1,18 @@
-"""SIGTERM and Ctrl-C: finish the step, write a checkpoint, leave."""
+"""SIGTERM and Ctrl-C: finish the step, write a checkpoint, leave; outside the steps, say what can be done and leave."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Never, Self
 
 
 class Interrupted(Exception):  # noqa: N818 - an interruption is no error
-    """The run was asked to stop and has checkpointed.
+    """The run was asked to stop; between steps it has checkpointed.
 
     Attributes:
         signal_number: the signal received; a process ends with 128 + it.
@@ -57,3 +59,26 @@ class StopRequest:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._earlier = {}
+
+
+@contextmanager
+def leaving_on_sigterm(advice: Callable[[], str]) -> Iterator[None]:
+    """Turns SIGTERM into `Interrupted` at once, within its context; where it would end the process without a word.
+
+    For the work around the steps, which a `StopRequest` guards. Only the main thread has signal handlers, as there.
+
+    Args:
+        advice: what can be done next, asked when the signal comes.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> Never:
+        raise Interrupted(f"SIGTERM: stopped, {advice()}", number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
