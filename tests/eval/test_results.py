@@ -8,7 +8,18 @@ import math
 import pytest
 from rich.console import Console
 
-from tutelage.eval.results import Completion, Decoding, Evaluation, HarnessScore, Row, read, save, show, with_interval
+from tutelage.eval.results import (
+    Completion,
+    Decoding,
+    Evaluation,
+    HarnessScore,
+    Row,
+    metric_name,
+    read,
+    save,
+    show,
+    with_interval,
+)
 from tutelage.eval.statistics import Interval
 
 
@@ -84,3 +95,10 @@ def test_labels(decoding: Decoding, label: str, sampled: bool) -> None:
 )
 def test_with_interval(arguments, expected) -> None:
     assert with_interval(*arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("metric", "heading"), [("bleu", "BLEU"), ("rougeL", "ROUGE-L"), ("exact_match", "Exact match"), ("chrf", "chrF")]
+)
+def test_metric_name(metric: str, heading: str) -> None:
+    assert metric_name(metric) == heading

@@ -186,6 +186,14 @@ def show(evaluation: Evaluation, console: Console, samples: int = 3) -> None:
         console.print(Panel(Group(Text(completion.prompt, "dim"), Text(completion.text)), title=title))
 
 
+_METRIC_NAMES = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+
+
+def metric_name(metric: str) -> str:
+    """A metric as a heading spells it: "BLEU", "Exact match"."""
+    return _METRIC_NAMES.get(metric, metric.replace("_", " ").capitalize())
+
+
 def with_interval(value: float | None, interval: Interval | None = None, digits: int = 1) -> str:
     """ "31.5 [28.9, 34.1]"; a dash where there is nothing."""
     if value is None:

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tutelage.eval.marks import mean_divergence
-from tutelage.eval.results import Row
+from tutelage.eval.results import Row, metric_name
 from tutelage.report.charts import Point, Series, line_chart, stacked_bars
 from tutelage.report.collect import RunData
 
@@ -69,7 +69,7 @@ def evaluation_figures(runs: Sequence[RunData]) -> list[Figure]:
     for decoding in dict.fromkeys(decoding for run in runs for decoding in run.decodings):
         metric = _metric_name(runs, decoding)
         figures += _figure(
-            f"{metric.capitalize()}, {decoding}",
+            f"{metric_name(metric)}, {decoding}",
             "On held-out examples. Bars: 95% intervals, where they were measured.",
             runs,
             lambda run, decoding=decoding: _evaluated(run, decoding),  # type: ignore[misc]

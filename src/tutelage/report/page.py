@@ -13,7 +13,7 @@ from markupsafe import Markup
 from tutelage import __version__
 from tutelage.errors import UserError
 from tutelage.eval.evaluate import RIGHT_OR_WRONG
-from tutelage.eval.results import Completion, Evaluation, with_interval
+from tutelage.eval.results import Completion, Evaluation, metric_name, with_interval
 from tutelage.eval.signals import Estimate, TeacherDivergence
 from tutelage.report import figures
 from tutelage.report.charts import SLOTS, swatch
@@ -127,7 +127,7 @@ def headline(run: RunData) -> str:
         before, after = run.rows(decoding)
         if before is not None and after is not None and before.value is not None and after.value is not None:
             return (
-                f"{after.metric.capitalize()} ({decoding}) went from {with_interval(before.value, before.interval)} to "
+                f"{metric_name(after.metric)} ({decoding}) went from {with_interval(before.value, before.interval)} to "
                 f"{with_interval(after.value, after.interval)} in {done}."
             )
     return f"{done}; no evaluation before and after training to compare."
