@@ -69,12 +69,16 @@ def run(part: str, options: argparse.Namespace, console: Console) -> int:
         train_self_teacher(console)
     chosen = recipe(part, options.multi30k)
     result = compare(chosen, console=console)
-    kept.mkdir(parents=True, exist_ok=True)
-    for name in TABLES:
-        table = Path(chosen["output"]) / name
-        if table.exists():
-            shutil.copyfile(table, kept / name)
+    keep_tables(result.recipe.output, kept)
     return result.exit_code
+
+
+def keep_tables(comparison: Path, folder: Path) -> None:
+    """Copies the tables and plots of a comparison."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:
+        if (comparison / name).exists():
+            shutil.copyfile(comparison / name, folder / name)
 
 
 def train_self_teacher(console: Console) -> None:

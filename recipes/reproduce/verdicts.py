@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from claims import JUDGES
+from claims import JUDGES, STUDIES
 from tables import Part, Verdict, markdown
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "reproduction"
@@ -23,7 +23,8 @@ decoder-only student of 0.4 million and a teacher of 1.3 million parameters; Mul
 
 def write(folder: Path) -> Path:
     """Writes README.md into the folder of the tables; its path."""
-    parts = {name: Part(folder / name) for name in PARTS}
+    studies = sorted(path.name for path in folder.glob(f"{STUDIES}*"))
+    parts = {name: Part(folder / name) for name in (*PARTS, *studies)}
     verdicts = [verdict for judge in JUDGES if (verdict := judge(parts)) is not None]
     path = folder / "README.md"
     folder.mkdir(parents=True, exist_ok=True)
