@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/loss_budget.py
 
 The size is the one where a budget of 256 MB makes the most chunks: 1,024 tokens, hidden 1024 / 2048, vocabulary 151,936, float32.
-Budgets take turns; results/loss_budget.json keeps the figures. Two minutes.
+Budgets take turns; results/budget.json keeps the figures. Two minutes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rich.table import Table
 from tutelage.fused import chunked, linear_divergence
 from tutelage.types import LMHead
 
-RESULTS = Path(__file__).resolve().parent / "results" / "loss_budget.json"
+RESULTS = Path(__file__).resolve().parent / "results" / "budget.json"  # loss_plot.py takes loss*.json for its own
 TOKENS, STUDENT, TEACHER, VOCABULARY = 1024, 1024, 2048, 151936
 MEGABYTES = (256, 512, 1400)
 PARTS = {"elementwise": (chunked._Pass, "_tiles"), "gradients": (chunked._Gradients, "add")}

@@ -22,7 +22,7 @@ from tutelage.train.setup import encoding_of
 TEMPERATURES = (0.3, 0.7, 1.0, 1.3)
 SAMPLES = 4
 EXAMPLES = 300
-COLUMNS = ("method", "seed", "temperature", "metric", "value", "self_bleu", "distinct_2", "examples", "samples")
+COLUMNS = ("method", "seed", "temperature", "metric", "value", "self_bleu", "distinct_2", "examples", "samples", "run")
 
 
 def measure(recipe: dict[str, Any], folder: Path, console: Console) -> None:
@@ -51,8 +51,7 @@ def measure(recipe: dict[str, Any], folder: Path, console: Console) -> None:
     known = _known(path)
     rows = []
     for cell in track(cells, "sampling", console=console, transient=True):
-        seed = cell.config.seed
-        rows += known.get((cell.variant, str(seed))) or _sampled(cell)
+        rows += known.get(cell.folder.name) or _sampled(cell)
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -60,15 +59,23 @@ def measure(recipe: dict[str, Any], folder: Path, console: Console) -> None:
         writer.writerows(rows)
 
 
-def _known(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Rows of an earlier table by method and seed."""
+def _known(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of an earlier table by run, whose name changes with whatever trains it; only those sampled as this file says."""
     if not path.exists():
         return {}
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            found.setdefault((row["method"], row["seed"]), []).append(row)
-    return found
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            return {}
+        for row in reader:
+            found.setdefault(row["run"], []).append(row)
+    asked = [(str(t), str(EXAMPLES), str(SAMPLES)) for t in TEMPERATURES]
+    return {
+        run: rows
+        for run, rows in found.items()
+        if [(row["temperature"], row["examples"], row["samples"]) for row in rows] == asked
+    }
 
 
 def _sampled(cell: plan.Cell) -> list[dict[str, Any]]:
@@ -88,12 +95,17 @@ def _sampled(cell: plan.Cell) -> list[dict[str, Any]]:
         bootstrap=0,
     )
     return [
-        dict(
-            zip(
-                COLUMNS,
-                (cell.variant, settings.seed, t, r.metric, r.value, r.self_bleu, r.distinct_2, r.examples, SAMPLES),
-                strict=True,
-            )
-        )
-        for t, r in zip(TEMPERATURES, found.rows, strict=True)
+        {
+            "method": cell.variant,
+            "seed": settings.seed,
+            "temperature": temperature,
+            "metric": row.metric,
+            "value": row.value,
+            "self_bleu": row.self_bleu,
+            "distinct_2": row.distinct_2,
+            "examples": row.examples,
+            "samples": SAMPLES,
+            "run": cell.folder.name,
+        }
+        for temperature, row in zip(TEMPERATURES, found.rows, strict=True)
     ]

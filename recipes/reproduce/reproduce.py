@@ -26,6 +26,7 @@ from tutelage.compare import compare
 from tutelage.errors import UserError
 from tutelage.run import run as train
 from tutelage.train import config_io
+from tutelage.train.signals import Interrupted
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -68,6 +69,8 @@ def run(part: str, options: argparse.Namespace, console: Console) -> int:
     if part == "self":
         train_self_teacher(console)
     chosen = recipe(part, options.multi30k)
+    for name in TABLES:  # another part's, which would be taken for this one's where none of its runs finishes
+        (Path(chosen["output"]) / name).unlink(missing_ok=True)
     result = compare(chosen, console=console)
     keep_tables(result.recipe.output, kept)
     return result.exit_code
@@ -85,7 +88,8 @@ def train_self_teacher(console: Console) -> None:
     """The teacher of the part "self", once; an interrupted training goes on."""
     raw = config_io.load_yaml(HERE / "self_teacher.yaml")
     config = config_io.build({**raw, "resume": True})
-    if not (config.output / "model" / "config.json").exists():
+    # The evaluation is saved behind the whole model, whose config.json is its first file.
+    if not (config.output / "evaluation" / "after" / "results.json").exists():
         console.print("training the teacher of the part self", highlight=False)
         train(config, console=console)
 
@@ -105,6 +109,9 @@ def main() -> int:
         page = verdicts.write(options.results)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Interrupted as stop:
+        console.print(str(stop), soft_wrap=True, highlight=False, markup=False)
+        return 128 + stop.signal_number
     console.print(f"verdicts: {page}", soft_wrap=True, highlight=False)
     if failed:
         console.print(f"some runs failed in: {', '.join(failed)}; the same command tries them again", style="red")

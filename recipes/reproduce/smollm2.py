@@ -23,6 +23,7 @@ from tutelage.compare import compare
 from tutelage.errors import UserError
 from tutelage.run import run
 from tutelage.train import config_io
+from tutelage.train.signals import Interrupted
 
 SETTINGS = HERE / "smollm2.yaml"
 
@@ -113,6 +114,9 @@ def main() -> int:
         console.print(f"verdicts: {verdicts.write(options.results)}", soft_wrap=True, highlight=False)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Interrupted as stop:
+        console.print(str(stop), soft_wrap=True, highlight=False, markup=False)
+        return 128 + stop.signal_number
     return int(failed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,10 @@ from tutelage.eval.statistics import Interval, seed_summary
 Row = Mapping[str, str]
 
 
+class Incomplete(Exception):  # noqa: N818 - the claim stays open, nothing is wrong
+    """A claim cannot be judged: a run that its criterion speaks of is not in the tables."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One method in one decoding on the test split, as `tutelage compare` summed it up.
@@ -21,7 +26,7 @@ class Line:
     Attributes:
         method: its name.
         value: the headline metric, mean over seeds, with its Student-t interval.
-        gain: over the initial student, with its bootstrap interval over seeds and examples.
+        gain: over the initial student, with its bootstrap interval over seeds and examples; not a number without that student.
         seeds: how many.
         seconds: of training.
     """
@@ -64,27 +69,45 @@ class Part:
                 found[row["method"], row["decoding"]] = line
         return found
 
+    def line(self, method: str, decoding: str) -> Line:
+        """Of a method in a decoding. Raises Incomplete where none of its runs finished."""
+        if (method, decoding) not in self.lines:
+            raise Incomplete(f"part {self.name}: no finished run of {method}")
+        return self.lines[method, decoding]
+
+    def gain(self, method: str, decoding: str) -> tuple[float, Interval | None]:
+        """Of a method in a decoding. Raises Incomplete where it, or its initial student, was not tested."""
+        found = self.line(method, decoding).gain
+        if math.isnan(found[0]):
+            raise Incomplete(f"part {self.name}: the initial student of {method} was not tested")
+        return found
+
     @property
     def methods(self) -> list[str]:
         """Names, in the order of the recipe."""
         return list(dict.fromkeys(method for method, _ in self.lines))
 
     def per_seed(self, method: str, metric: str, decoding: str, split: str = "test") -> dict[int, float]:
-        """Seed -> value of a compared run."""
-        return {
+        """Seed -> value of a compared run. Raises Incomplete where there is none."""
+        found = {
             int(row["seed"]): float(row["value"])
             for row in self.runs
             if (row["method"], row["metric"], row["decoding"], row["split"], row["phase"])
             == (method, metric, decoding, split, "final")
         }
+        if not found:
+            raise Incomplete(f"part {self.name}: no finished run of {method} with {metric}, {decoding}, {split}")
+        return found
 
     def seconds_a_step(self, method: str) -> list[float]:
-        """One figure for each seed."""
+        """One figure for each seed. Raises Incomplete where there is none."""
         found = {
             row["seed"]: float(row["seconds"]) / int(row["steps"])
             for row in self.runs
             if row["method"] == method and row["phase"] == "final"
         }
+        if not found:
+            raise Incomplete(f"part {self.name}: no finished run of {method}")
         return list(found.values())
 
     def reference(self, name: str, decoding: str) -> float | None:
@@ -108,7 +131,7 @@ def read(path: Path) -> list[Row]:
 
 def _estimate(row: Row, name: str) -> tuple[float, Interval | None]:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    value = float(row[name]) if row[name] else float("nan")
+    value = float(row[name]) if row[name] else math.nan
     return value, Interval(float(low), float(high)) if low and high else None
 
 
@@ -118,13 +141,20 @@ def shown(value: float, interval: Interval | None = None, digits: int = 1) -> st
     return f"{value:.{digits}f}{ends}"
 
 
-def overlap(one: Interval | None, other: Interval | None) -> bool:
-    """Whether two intervals share a point; an unknown interval overlaps every other."""
-    return one is None or other is None or (one.low <= other.high and other.low <= one.high)
+def above(one: Interval | None, other: Interval | None) -> bool:
+    """Whether the one lies above the other, without a common point; an unknown interval is above none."""
+    return one is not None and other is not None and one.low > other.high
+
+
+def positive(interval: Interval | None) -> bool:
+    """Whether all of it is above 0; an unknown one is not."""
+    return interval is not None and interval.low > 0
 
 
 def over_seeds(values: Mapping[int, float]) -> tuple[float, Interval | None]:
-    """Mean with its Student-t interval."""
+    """Mean with its Student-t interval. Raises Incomplete without any value."""
+    if not values:
+        raise Incomplete("runs to compare have no finished seed in common")
     summary = seed_summary(list(values.values()))
     return summary.mean, summary.interval
 

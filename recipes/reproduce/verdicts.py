@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from claims import JUDGES, STUDIES
-from tables import Part, Verdict, markdown
+from tables import Incomplete, Part, Verdict, markdown
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "reproduction"
 PARTS = ("methods", "divergences", "diversity", "fractions", "low_data", "rl", "self", "later", "multi30k")
@@ -25,20 +25,34 @@ def write(folder: Path) -> Path:
     """Writes README.md into the folder of the tables; its path."""
     studies = sorted(path.name for path in folder.glob(f"{STUDIES}*"))
     parts = {name: Part(folder / name) for name in (*PARTS, *studies)}
-    verdicts = [verdict for judge in JUDGES if (verdict := judge(parts)) is not None]
+    verdicts, still_open = [], {}
+    for claim, judge in enumerate(JUDGES, 1):
+        try:
+            verdict = judge(parts)
+        except Incomplete as lack:
+            still_open[claim] = str(lack)
+        else:
+            verdicts += [] if verdict is None else [verdict]
     path = folder / "README.md"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(verdicts, parts), encoding="utf-8")
+    path.write_text(page(verdicts, parts, still_open), encoding="utf-8")
     return path
 
 
-def page(verdicts: list[Verdict], parts: dict[str, Part]) -> str:
-    """Markdown: an overview, then a section for each claim, then the later methods."""
+def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, str]) -> str:
+    """Markdown: an overview, then a section for each claim, then the later methods.
+
+    Args:
+        verdicts: of the claims that could be judged.
+        parts: by name.
+        still_open: claims whose tables lack a run, each with what is missing.
+    """
     rows = [[f"[{v.claim}](#{v.anchor})", v.title, f"**{v.outcome}**"] for v in verdicts]
-    missing = sorted(set(range(1, len(JUDGES) + 1)) - {v.claim for v in verdicts})
+    missing = sorted(set(range(1, len(JUDGES) + 1)) - {v.claim for v in verdicts} - still_open.keys())
     sections = [HEAD, markdown(["claim", "", "here"], rows)]
     if missing:
         sections.append(f"Without tables as yet: claims {', '.join(map(str, missing))}.")
+    sections += [f"Claim {claim} cannot be judged yet: {lack}." for claim, lack in still_open.items()]
     sections += [section(verdict) for verdict in verdicts]
     if parts["later"].is_there:
         sections.append(later(parts["later"]))

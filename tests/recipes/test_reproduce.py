@@ -13,6 +13,8 @@ import pytest
 from tutelage.compare import config, plan
 from tutelage.compare.table import COLUMNS
 from tutelage.errors import UserError
+from tutelage.train import config_io
+from tutelage.train.methods import resolve
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "reproduce"
 SUMMARY = (
@@ -98,6 +100,15 @@ def test_claim_1_wants_the_factor_and_intervals_apart(
     gains = {"supervised KD": (10.0, 8.0, 12.0), "SeqKD": (9.0, 7.0, 11.0), "on-policy GKD jsd(0.5)": ours}
     write(tmp_path / "methods", values, gains=gains)
     assert judged(scripts, "on_policy_wins", tmp_path).outcome == outcome
+
+
+def test_claim_1_is_not_won_by_losing(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {**FIXED, "on-policy GKD jsd(0.5)": [19.0, 19.0, 19.0]}
+    # -6 and -4 are both above 1.5 times -5, their intervals apart from its.
+    for name, ours in (("worse", (-6.0, -6.1, -5.9)), ("better", (-4.0, -4.1, -3.9))):
+        gains = {"supervised KD": (-5.0, -5.1, -4.9), "SeqKD": (-5.0, -5.1, -4.9), "on-policy GKD jsd(0.5)": ours}
+        write(tmp_path / name / "methods", values, gains=gains)
+        assert judged(scripts, "on_policy_wins", tmp_path / name).outcome == "not reproduced"
 
 
 def test_claim_1_takes_the_divergence_that_is_best_on_validation(scripts: dict[str, Any], tmp_path: Path) -> None:
@@ -189,14 +200,46 @@ def test_the_page_has_what_there_is_and_says_what_is_missing(scripts: dict[str, 
     assert "Without tables as yet: claims 1, 2, 3, 4, 6, 7, 8." in page
 
 
+def test_a_claim_without_one_of_its_runs_stays_open(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {"supervised KD": [20.0, 21.0, 22.0], "on-policy GKD jsd(0.5)": [26.0, 27.0, 28.0]}
+    write(tmp_path / "methods", values)
+    write(tmp_path / "rl", {"alpha 0": [20.0, 21.0], "alpha 0.5": [30.0, 31.0], "alpha 0.75": [29.0, 30.0]})
+    page = scripts["verdicts"].write(tmp_path).read_text()
+    assert "Claim 1 cannot be judged yet: part methods: no finished run of SeqKD." in page
+    assert "Claim 6 cannot be judged yet: part rl: no finished run at alpha 0, at alpha 1, or between." in page
+    assert "Without tables as yet: claims 2, 3, 4, 5, 7." in page
+    assert "| [8](#claim-8) |" in page
+
+
+def test_samples_of_a_run_are_reused_if_they_are_of_this_run_and_as_asked(
+    scripts: dict[str, Any], tmp_path: Path
+) -> None:
+    diversity, path = scripts["diversity"], tmp_path / "runs.csv"
+
+    def row(run: str, temperature: float, samples: int) -> dict[str, Any]:
+        about = {"method": "m", "seed": 0, "value": 1.0, "examples": diversity.EXAMPLES}
+        return about | {"run": run, "temperature": temperature, "samples": samples}
+
+    rows = [row("whole", t, diversity.SAMPLES) for t in diversity.TEMPERATURES]
+    rows += [row("torn", diversity.TEMPERATURES[0], diversity.SAMPLES)]
+    rows += [row("fewer", t, diversity.SAMPLES - 1) for t in diversity.TEMPERATURES]
+    for columns, known in ((diversity.COLUMNS, ["whole"]), (diversity.COLUMNS[:-1], [])):
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        assert list(diversity._known(path)) == known
+
+
 def test_every_part_is_a_comparison(scripts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parents[1])
-    for part in scripts["reproduce"].ARITHMETIC:
-        recipe = config.read(scripts["reproduce"].recipe(part, None))
-        assert plan.expand(recipe)
+    for part in (*scripts["reproduce"].ARITHMETIC, "multi30k"):
+        recipe = config.read(scripts["reproduce"].recipe(part, Path("data")))
         assert len(recipe.seeds) >= 3
-    recipe = config.read(scripts["reproduce"].recipe("multi30k", Path("data")))
-    assert recipe.base.task.data == "data"
+        assert recipe.base.task.data == ("data" if part == "multi30k" else None)
+        for variant in plan.expand(recipe):
+            for point in variant.grid:  # every option has an effect in every run
+                resolve(config_io.build(config_io.deep_merge(variant.keys, config_io.nest(point))))
 
 
 def test_multi30k_without_its_data_is_refused(scripts: dict[str, Any]) -> None:

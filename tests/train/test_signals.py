@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,12 @@ def test_sigterm_outside_the_steps_says_what_to_do_and_leaves() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
     assert left.value.signal_number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_no_library_swallows_the_signal() -> None:
+    # As many do around an optional import or file.
+    with pytest.raises(Interrupted, match="stopped, again"), leaving_on_sigterm(lambda: "again"), suppress(Exception):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_other_threads_work_without_handlers() -> None:

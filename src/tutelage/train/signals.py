@@ -11,8 +11,10 @@ from types import FrameType, TracebackType
 from typing import Never, Self
 
 
-class Interrupted(Exception):  # noqa: N818 - an interruption is no error
+class Interrupted(BaseException):
     """The run was asked to stop; between steps it has checkpointed.
+
+    Like KeyboardInterrupt no Exception: it may be raised inside any library, whose `except Exception` must not swallow it.
 
     Attributes:
         signal_number: the signal received; a process ends with 128 + it.
