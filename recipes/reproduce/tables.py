@@ -13,6 +13,7 @@ from statistics import fmean
 from tutelage.eval.statistics import Interval, seed_summary
 
 Row = Mapping[str, str]
+Estimated = tuple[float, Interval | None]
 
 
 class Incomplete(Exception):  # noqa: N818 - the claim stays open, nothing is wrong
@@ -32,8 +33,8 @@ class Line:
     """
 
     method: str
-    value: tuple[float, Interval | None]
-    gain: tuple[float, Interval | None]
+    value: Estimated
+    gain: Estimated
     seeds: int
     seconds: float
 
@@ -75,7 +76,7 @@ class Part:
             raise Incomplete(f"part {self.name}: no finished run of {method}")
         return self.lines[method, decoding]
 
-    def gain(self, method: str, decoding: str) -> tuple[float, Interval | None]:
+    def gain(self, method: str, decoding: str) -> Estimated:
         """Of a method in a decoding. Raises Incomplete where it, or its initial student, was not tested."""
         found = self.line(method, decoding).gain
         if math.isnan(found[0]):
@@ -129,7 +130,7 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def _estimate(row: Row, name: str) -> tuple[float, Interval | None]:
+def _estimate(row: Row, name: str) -> Estimated:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     value = float(row[name]) if row[name] else math.nan
     return value, Interval(float(low), float(high)) if low and high else None
@@ -151,7 +152,12 @@ def positive(interval: Interval | None) -> bool:
     return interval is not None and interval.low > 0
 
 
-def over_seeds(values: Mapping[int, float]) -> tuple[float, Interval | None]:
+def negative(interval: Interval | None) -> bool:
+    """Whether all of it is below 0; an unknown one is not."""
+    return interval is not None and interval.high < 0
+
+
+def over_seeds(values: Mapping[int, float]) -> Estimated:
     """Mean with its Student-t interval. Raises Incomplete without any value."""
     if not values:
         raise Incomplete("runs to compare have no finished seed in common")
@@ -159,12 +165,12 @@ def over_seeds(values: Mapping[int, float]) -> tuple[float, Interval | None]:
     return summary.mean, summary.interval
 
 
-def difference(one: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, Interval | None]:
+def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Estimated:
     """Mean over the seeds that both have of one minus the other, with its Student-t interval."""
     return over_seeds({seed: one[seed] - other[seed] for seed in one if seed in other})
 
 
-def slope(points: Mapping[float, Mapping[int, float]]) -> tuple[float, Interval | None]:
+def slope(points: Mapping[float, Mapping[int, float]]) -> Estimated:
     """Least-squares slope of value over x, one for each seed, with the Student-t interval of their mean.
 
     Args:
@@ -183,6 +189,21 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """One plot of a claim's figure.
+
+    Attributes:
+        title, x_label, y_label: texts; no x_label where x is a name.
+        series: name -> x -> estimate. Where x is a number the points are joined.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Mapping[str, Mapping[str | float, Estimated]]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What became of a claim.
 
@@ -195,6 +216,7 @@ class Verdict:
         table: header and rows.
         found: the sentence that the outcome rests on.
         parts: whose tables it is made from.
+        panels: of its figure.
     """
 
     claim: int
@@ -205,11 +227,17 @@ class Verdict:
     table: tuple[Sequence[str], Sequence[Sequence[str]]]
     found: str
     parts: tuple[str, ...]
+    panels: tuple[Panel, ...]
 
     @property
     def anchor(self) -> str:
         """For links within the page."""
         return f"claim-{self.claim}"
+
+    @property
+    def figure(self) -> str:
+        """The file of its figure, beside the page."""
+        return f"claim-{self.claim}.png"
 
 
 def outcome(checks: Sequence[bool]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import figures
 from claims import JUDGES, STUDIES
 from tables import Incomplete, Part, Verdict, markdown
 
@@ -17,7 +18,8 @@ HEAD = """# The paper's claims at the size of two processor cores
 Made by `make reproduce` from the tables in this folder's subfolders (`recipes/reproduce/verdicts.py`); nothing here is written by hand.
 The paper is Agarwal et al., ICLR 2024 ([arXiv 2306.13649](https://arxiv.org/abs/2306.13649)). Arithmetic word problems: a
 decoder-only student of 0.4 million and a teacher of 1.3 million parameters; Multi30k, English to German: encoder-decoders of 0.9 and
-6.3 million. A claim that does not hold here may hold at the paper's size, and the other way round. Intervals are 95%.
+6.3 million. A claim that does not hold here may hold at the paper's size, and the other way round. Intervals are 95%;
+those over seeds leave out that other test examples would give other values.
 """
 
 
@@ -33,6 +35,8 @@ def write(folder: Path) -> Path:
             still_open[claim] = str(lack)
         else:
             verdicts += [] if verdict is None else [verdict]
+    for verdict in verdicts:
+        figures.draw(verdict.panels, folder / verdict.figure)
     path = folder / "README.md"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(page(verdicts, parts, still_open), encoding="utf-8")
@@ -69,6 +73,7 @@ def section(verdict: Verdict) -> str:
             f'<a id="{verdict.anchor}"></a>\n## {verdict.claim}. {verdict.title}: {verdict.outcome}',
             f"Published: {verdict.published}.",
             f"Criterion: {verdict.criterion}",
+            f"![]({verdict.figure})",
             markdown(*verdict.table),
             f"Found: {verdict.found} Tables: {links}.",
         ]
