@@ -151,7 +151,7 @@ def test_the_text_names_the_regime_and_the_conditions(finished: Finished) -> Non
         "regime of few outputs",
         "supervised KD was ahead at equal steps",
         "Steps are matched (3 each)",
-        "recipes/arithmetic/learning_rates.py",
+        "make reproduce PARTS=methods",
         "test split is used once",
     ):
         assert needed in text

@@ -88,8 +88,8 @@ def reading(outcome: Outcome) -> list[str]:
         "(docs/LOG.md, one seed), and its steps are cheaper. Try it first there.",
         f"Steps are matched ({first.steps} each), time is not: {first.total_seconds:.0f} s supervised, "
         f"{second.total_seconds:.0f} s on-policy, where the student first writes what it is marked on.",
-        "The learning rate of each method was chosen on the validation split (runs of 200 steps, one seed), by "
-        "recipes/arithmetic/learning_rates.py. The test split is used once: for the table above.",
+        "The learning rate of each method is the best of four on the validation split (one seed), found by make reproduce PARTS=methods; "
+        "more methods and seeds are in docs/results/reproduction. The test split is used once: for the table above.",
         "The intervals hold the choice of test problems, not the luck of one training run. "
         f"For another: --seed {outcome.seed + 1}.",
     ]
