@@ -273,6 +273,32 @@ def test_sigterm_during_an_evaluation(
     assert left.value.signal_number == signal.SIGTERM
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_sigterm_while_an_earlier_run_is_overwritten_does_not_advise_to_resume_that(
+    replaced: bool, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.run(make_config(), student=live(), teacher=live(seed=1), task=Sums())
+    original = run.prepare
+
+    def prepare(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs) if replaced else None
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(run, "prepare", prepare)
+    with pytest.raises(Interrupted, match=r"before the run in .*run was replaced; start the same command again"):
+        run.run(make_config(overwrite=True), student=live(), teacher=live(seed=1), task=Sums())
+
+
+def test_sigterm_after_an_earlier_run_was_overwritten_speaks_of_the_new_one(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.run(make_config(), student=live(), teacher=live(seed=1), task=Sums())
+    monkeypatch.setattr(run._Judge, "judge", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"before anything was trained in .*run; start the same command again"):
+        run.run(make_config(overwrite=True), student=live(), teacher=live(seed=1), task=Sums())
+
+
 def test_evaluations_are_announced_and_their_number_stands_under_the_table(
     make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,7 +67,7 @@ def run(part: str, options: argparse.Namespace, console: Console) -> int:
         diversity.measure(recipe("divergences", None), kept, console)
         return 0
     if part == "self":
-        train_self_teacher(console)
+        once(config_io.load_yaml(HERE / "self_teacher.yaml"), console)
     chosen = recipe(part, options.multi30k)
     for name in TABLES:  # another part's, which would be taken for this one's where none of its runs finishes
         (Path(chosen["output"]) / name).unlink(missing_ok=True)
@@ -84,13 +84,16 @@ def keep_tables(comparison: Path, folder: Path) -> None:
             shutil.copyfile(comparison / name, folder / name)
 
 
-def train_self_teacher(console: Console) -> None:
-    """The teacher of the part "self", once; an interrupted training goes on."""
-    raw = config_io.load_yaml(HERE / "self_teacher.yaml")
+def once(raw: Mapping[str, Any], console: Console) -> None:
+    """A training run, unless its student is there; an interrupted one goes on.
+
+    Args:
+        raw: its configuration.
+        console: for progress.
+    """
     config = config_io.build({**raw, "resume": True})
-    # The evaluation is saved behind the whole model, whose config.json is its first file.
-    if not (config.output / "evaluation" / "after" / "results.json").exists():
-        console.print("training the teacher of the part self", highlight=False)
+    if not (config.output / "model" / "config.json").exists():  # a student is saved whole or not at all
+        console.print(f"training {config.output}", highlight=False, soft_wrap=True)
         train(config, console=console)
 
 

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import verdicts
-from reproduce import HERE, keep_tables
+from reproduce import HERE, keep_tables, once
 from rich.console import Console
 
 from tutelage.compare import compare
 from tutelage.errors import UserError
-from tutelage.run import run
 from tutelage.train import config_io
 from tutelage.train.signals import Interrupted
 
@@ -54,14 +53,17 @@ class Study:
 
     def teacher_config(self) -> dict[str, Any]:
         """Of the fine-tuning: the teacher is the student of this run."""
-        own = {"student": self.model, "output": str(self.teacher), "resume": True}
+        own = {"student": self.model, "output": str(self.teacher)}
         keys = config_io.deep_merge(self.common, config_io.deep_merge(self.settings["teacher"], own))
         return {name: value for name, value in keys.items() if name not in ("teacher_model", "loss")}
 
     def student_config(self, layers: int) -> dict[str, Any]:
         """Of the recovery."""
-        own = {"teacher": str(self.teacher / "model"), "output": str(self.student(layers)), "resume": True}
-        own |= {"student_model": {"layers": layers}}
+        own = {
+            "teacher": str(self.teacher / "model"),
+            "output": str(self.student(layers)),
+            "student_model": {"layers": layers},
+        }
         return config_io.deep_merge(self.common, config_io.deep_merge(self.settings["student"], own))
 
     def comparison(self, layers: int) -> dict[str, Any]:
@@ -79,13 +81,6 @@ def _filled(tree: Any, data: str) -> Any:
     if isinstance(tree, Mapping):
         return {key: _filled(value, data) for key, value in tree.items()}
     return tree.replace("{data}", data) if isinstance(tree, str) else tree
-
-
-def once(raw: Mapping[str, Any], console: Console) -> None:
-    """A training run, unless it has its end."""
-    config = config_io.build(raw)
-    if not (config.output / "model" / "config.json").exists():
-        run(config, console=console)
 
 
 def main() -> int:

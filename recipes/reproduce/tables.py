@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from tutelage.eval.statistics import Interval, seed_summary
 
@@ -200,7 +201,7 @@ class Panel:
     title: str
     x_label: str
     y_label: str
-    series: Mapping[str, Mapping[str | float, Estimated]]
+    series: Mapping[str, Mapping[Any, Estimated]]
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,11 @@ def run(
     if config.resume and not holds_run(config.output):
         notices = Console(stderr=True, soft_wrap=True, highlight=False)
         notices.print(f"no run to resume in {config.output}: starting at step 0", style="yellow", markup=False)
-    with leaving_on_sigterm(lambda: _way_on(config.output)):
+    replacing = config.overwrite and not config.resume and holds_run(config.output)
+    with leaving_on_sigterm(lambda: _way_on(config.output, replacing)):
         try:
             parts, task = prepare(config, student=student, teacher=teacher, task=task)
+            replacing = False
             judge = _Judge(config, parts, task)
             before = judge.recall("before") if parts.checkpoints.steps() else judge.judge("before")
             history = loop.train(parts, config, judge.headline)
@@ -102,8 +104,10 @@ def run(
     return RunResult(parts.student.model, folder, history.records, before, after)
 
 
-def _way_on(output: Path) -> str:
-    """What to do after an interruption outside the steps."""
+def _way_on(output: Path, replacing: bool) -> str:
+    """What to do after an interruption outside the steps; `replacing`: while the folder may still hold the run before this."""
+    if replacing:
+        return f"before the run in {output} was replaced; start the same command again"
     if holds_run(output):
         return f"go on with --resume --output {output}"
     return f"before anything was trained in {output}; start the same command again"

@@ -93,6 +93,21 @@ def test_methods_with_one_configuration_share_their_runs(run_comparison: Run) ->
     assert [len(method.runs) for method in result.methods] == [2, 2]
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_of_several_teachers_the_reference_is_called_the_first(
+    alone: bool, run_comparison: Run, tmp_path: Path
+) -> None:
+    mixed = {"name": "mixed", "method": "gkd", "other_teachers": ["tiny-other"]}
+    methods = [mixed, {"name": "gkd", "method": "gkd"}] if alone else [mixed]
+    worker = Worker()
+    result = run_comparison(worker, methods=methods)
+    assert [(reference.name, reference.model) for reference in result.references] == [
+        ("initial student", "tiny-student"), ("first teacher", "tiny-teacher"),
+    ]  # fmt: skip
+    assert worker.tested.count("first teacher") == 1
+    assert "| first teacher | greedy | 90.0 [89.0, 91.0] | – |" in (tmp_path / "compare" / "results.md").read_text()
+
+
 def test_a_failed_run_does_not_stop_the_others(run_comparison: Run, tmp_path: Path) -> None:
     worker = Worker(breaks=("kd, seed 1",))
     printed = io.StringIO()

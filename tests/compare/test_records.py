@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,17 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     records.write(record, path)
     assert records.read(RunRecord, path) == record
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+@pytest.mark.parametrize("change", [lambda seconds: seconds.pop("returns"), lambda seconds: seconds.update(later=1.0)])
+def test_a_record_with_other_phases_is_of_another_version(change: Callable[[Any], None], tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    records.write(run_record([1.0, 2.0]), path)
+    content = json.loads(path.read_text())
+    change(content["seconds"])
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"record\.json is damaged or of another version; delete it"):
+        records.read(RunRecord, path)
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:

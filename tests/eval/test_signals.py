@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tutelage.eval import signals
 from tutelage.eval.signals import reference_rollouts, teacher_divergence
 from tutelage.models.language_model import LanguageModel
 from tutelage.types import Rollout
@@ -68,6 +69,21 @@ def test_training_mode_is_given_back(make_model, prompts) -> None:
     student, teacher = make_model("llama", seed=1), make_model("llama", seed=2)
     student.module.train()
     teacher_divergence(student, teacher, reference_rollouts(prompts), bootstrap=0)
+    assert student.module.training
+    assert not teacher.module.training
+
+
+def test_training_mode_is_given_back_after_an_error(make_model, prompts, monkeypatch) -> None:
+    student, teacher = make_model("llama", seed=1), make_model("llama", seed=2)
+    student.module.train()
+
+    def fail(*args: object) -> None:
+        assert not student.module.training
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(signals, "_measure", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        teacher_divergence(student, teacher, reference_rollouts(prompts), bootstrap=0)
     assert student.module.training
     assert not teacher.module.training
 

@@ -189,6 +189,17 @@ def test_unknown_adapter_target(llama_folder):
         load.load_student(str(llama_folder), lora(target_modules=("query",)), None, CPU)
 
 
+def test_a_failure_while_saving_leaves_the_earlier_model(tmp_path, monkeypatch):
+    earlier = write(tmp_path / "model", "llama")
+    monkeypatch.setattr(type(earlier.tokenizer), "save_pretrained", lambda *args: 1 / 0)  # behind the module
+    with pytest.raises(ZeroDivisionError):
+        write(tmp_path / "model", "llama", seed=1)
+    assert torch.equal(logits(load.load(str(tmp_path / "model"), ModelConfig(), CPU)), logits(earlier))
+    with pytest.raises(ZeroDivisionError):
+        write(tmp_path / "none", "llama")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("family", ["llama", "t5"])

@@ -3,7 +3,19 @@ from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
-from tutelage.report.charts import Point, Scale, Series, line_chart, running_mean, stacked_bars, tick_labels, ticks
+from tutelage.report.charts import (
+    Moment,
+    Point,
+    Scale,
+    Series,
+    Trajectory,
+    line_chart,
+    running_mean,
+    stacked_bars,
+    tick_labels,
+    ticks,
+    trajectory_chart,
+)
 
 
 def draw(*series: Series) -> Element:
@@ -139,3 +151,23 @@ def test_bars_are_stacked_to_scale() -> None:
     assert parts == [("part f0", 8, 30 * unit), ("part f1", 8 + 30 * unit, 10 * unit), ("part f1", 8, 5 * unit)]
     with pytest.raises(ValueError, match="nothing to draw"):
         stacked_bars("Time", {"a": {}}, {}, "seconds")
+
+
+def test_a_trajectory_keeps_the_order_of_its_steps_and_grows() -> None:
+    way = Trajectory("a", 1, (Moment(10, 0, 0), Moment(20, 100, 4), Moment(30, 50, 10)))
+    svg = fromstring(trajectory_chart("KL", [way, Trajectory("b", 2, ())], x_label="reward", y_label="nats"))
+    # The plane spans 60..370 across and 192..12 upwards.
+    (line,) = of_class(svg, "way")
+    assert line.get("d") == "M60 192L370 120L215 12"
+    assert [m.get("r") for m in of_class(svg, "marker")] == ["2", "3.5", "5"]
+    assert {m.get("class") for m in of_class(svg, "marker")} == {"marker s1"}
+    assert [m.findtext("title") for m in of_class(svg, "marker")][1] == "a, step 20: reward 100, nats 4"
+    assert (svg.findtext("title"), svg.findtext("desc")) == (
+        "KL", "a: from reward 0 and nats 0 at step 10 to reward 50 and nats 10 at step 30.",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("moments", [(), (Moment(1, math.nan, 0),), (Moment(1, 0, math.inf),)])
+def test_a_trajectory_needs_finite_moments(moments: tuple[Moment, ...]) -> None:
+    with pytest.raises(ValueError, match="moments, all of them finite"):
+        trajectory_chart("KL", [Trajectory("a", 0, moments)], x_label="reward", y_label="nats")

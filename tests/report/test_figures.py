@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.report.conftest import record, write_run
 from tutelage.report import figures
@@ -24,6 +25,49 @@ def test_the_reward_stands_behind_the_loss_with_its_caption(run: Path) -> None:
     assert headings(found) == ["Loss", "Reward", "Forward KL from the teacher"]
     assert found[1].caption.startswith("What the task or the scorer gives")
     assert "reward. gkd: first 0.25, last 0.5" in found[1].chart
+
+
+def write_rewards(folder: Path, steps: int, **config: Any) -> Path:
+    """A run whose reward grows from 0.1 by 0.1 a step, its metrics and its distance with it."""
+    run = write_run(folder, method="rl_gkd", rl={"reward": "my.rewards:short", **config})
+    lines = [
+        record(i, reward=i / 10, reverse_kl=i * i, task_metrics={"accuracy": 50.0 - i, "valid_format": 100.0})
+        for i in range(1, steps + 1)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def test_the_reward_against_the_metric_and_the_divergence(tmp_path: Path) -> None:
+    metric, divergence = figures.reward_figures(collect([write_rewards(tmp_path / "short", 3)]))
+    assert headings([metric, divergence]) == [
+        "Accuracy against the reward", "Reverse KL against the reward",
+    ]  # fmt: skip
+    assert "short: from reward 0.1 and accuracy 49 at step 1 to reward 0.3 and accuracy 47 at step 3." in metric.chart
+    assert "<title>short, step 2: reward 0.2, reverse KL (nats a token) 4</title>" in divergence.chart
+    for figure in (metric, divergence):
+        assert "Gaming the reward looks like a path that" in figure.caption
+
+
+def test_many_steps_become_twelve_moments(tmp_path: Path) -> None:
+    _, divergence = figures.reward_figures(collect([write_rewards(tmp_path / "long", 27)]))
+    # 27 steps in twelve stretches of two or three: the first is steps 1 and 2, the last 25 to 27.
+    assert "from reward 0.15 and reverse KL (nats a token) 2.5 at step 2 to reward 2.6 and" in divergence.chart
+    assert "<title>long, step 27: reward 2.6, reverse KL (nats a token) 676.7</title>" in divergence.chart
+    assert divergence.chart.count("<circle") == 12
+
+
+def test_a_reward_that_is_the_metric_is_not_drawn_against_it(tmp_path: Path) -> None:
+    same, other = (write_rewards(tmp_path / name, 3, reward=name) for name in ("accuracy", "valid_format"))
+    assert headings(figures.reward_figures(collect([same]))) == ["Reverse KL against the reward"]
+    metric, divergence = figures.reward_figures(collect([same, other]))
+    assert "accuracy: from" not in metric.chart
+    assert "valid_format: from reward 0.1" in metric.chart
+    assert "accuracy: from reward 0.1" in divergence.chart
+
+
+def test_a_reward_needs_two_steps_and_a_run_a_reward(tmp_path: Path, run: Path) -> None:
+    assert figures.reward_figures(collect([run, write_rewards(tmp_path / "one", 1)])) == []
 
 
 def test_the_evaluation_runs_from_before_to_after(run: Path) -> None:
@@ -52,7 +96,20 @@ def test_time(tmp_path: Path, run: Path) -> None:
     runs = collect([run, write_run(tmp_path / "other", steps=2)])
     (figure,) = figures.time_figure(runs)
     assert "<title>gkd, rollout: 6.0 seconds</title>" in figure.chart
+    assert "Reward" not in figure.caption
     assert figures.phase_table(runs) == [
         ("gkd", {"rollout": "6.0 (50%)", "teacher": "1.5 (12%)", "update": "4.5 (38%)", "all": "12.0"}),
         ("other", {"rollout": "4.0 (50%)", "teacher": "1.0 (12%)", "update": "3.0 (38%)", "all": "8.0"}),
     ]
+
+
+def test_the_caption_of_the_time_says_what_its_phases_are(run: Path) -> None:
+    seconds = {"rollout": 1.0, "reward": 1.0, "importance": 1.0, "returns": 1.0, "update": 1.0, "unheard_of": 1.0}
+    (run / "metrics.jsonl").write_text(json.dumps(record(1, seconds=seconds)) + "\n")
+    (figure,) = figures.time_figure(collect([run]))
+    assert figure.caption == (
+        "Rollout: the student (or the teacher) writes sequences. Reward: the task, the scorer or the function rewards them. "
+        "Importance: they are weighed by what the student of now would have written. Returns: every token gets the divergence of "
+        "what follows it. Update: the student's forward and backward pass with the optimiser. Loading, and the evaluations before "
+        "and after training, are not in it."
+    )

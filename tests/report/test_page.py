@@ -1,10 +1,11 @@
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from tests.report.conftest import HOSTILE, write_run
+from tests.report.conftest import HOSTILE, record, write_run
 from tutelage.errors import UserError
 from tutelage.report import write_report
 from tutelage.report.collect import collect
@@ -148,3 +149,13 @@ def test_the_file_is_written_and_its_folder_made(run: Path, tmp_path: Path) -> N
 def test_printable() -> None:
     assert printable("a\tb\nc\r\x1b[0m\x7f") == "a\tb\nc␍␛[0m␡"
     assert printable("\ud800") == "?"
+
+
+def test_a_run_with_a_reward_has_a_section_of_it_and_others_have_none(tmp_path: Path, run: Path) -> None:
+    rewarded = write_run(tmp_path / "rl", method="rl_gkd", rl={"reward": "accuracy"})
+    lines = [record(i, reward=i / 4, reverse_kl=0.5, task_metrics={"accuracy": 25.0 * i}) for i in (1, 2)]
+    (rewarded / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pages = [render(collect([folder])) for folder in (rewarded, run)]
+    assert [page.count('<section id="reward"') for page in pages] == [1, 0]
+    assert [page.count('<a href="#reward">Reward</a>') for page in pages] == [1, 0]
+    assert "Reverse KL against the reward. rl: from reward 0.25" in pages[0]  # read aloud

@@ -170,12 +170,15 @@ class Comparison:
     def _references(self, cells: Sequence[Cell]) -> dict[tuple[str, ...], Job]:
         """A job for each initial student and each teacher of the runs."""
         jobs: dict[tuple[str, ...], Job] = {}
+        # Not the teacher that these runs have, which is no single model: the first of it, and called so.
+        firsts = {_reference_key("teacher", cell.config) for cell in cells if cell.config.other_teachers}
         for cell in cells:
             for role, label in _ROLES.items():
                 if role == "initial" or cell.config.teacher is not None:
                     key = _reference_key(role, cell.config)
+                    name = f"first {label}" if key in firsts else label
                     folder = self.recipe.output / "references" / key[-1]
-                    jobs.setdefault(key, Job(label, folder, cell.config, role, self.protocol, self.threads))
+                    jobs.setdefault(key, Job(name, folder, cell.config, role, self.protocol, self.threads))
         return jobs
 
     def _final(self, cell: Cell, initials: Mapping[tuple[str, ...], Reference]) -> FinalRun | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, field_validator
 
 from tutelage.errors import UserError
 from tutelage.eval.results import Evaluation
@@ -68,7 +68,7 @@ class RunRecord(_Kept):
         config: resolved.
         steps: optimiser steps.
         tokens: completion tokens trained on.
-        seconds: by phase, evaluations and checkpoints left out.
+        seconds: by phase, each of `PHASES`; evaluations and checkpoints left out.
         threads: of its process.
         scores: on validation, after the last step.
         curve: on validation, from step 0 to the last; headline metric only.
@@ -81,6 +81,14 @@ class RunRecord(_Kept):
     threads: int
     scores: tuple[Score, ...]
     curve: tuple[Point, ...]
+
+    @field_validator("seconds")
+    @classmethod
+    def _every_phase(cls, seconds: dict[str, float]) -> dict[str, float]:
+        # A version that knew fewer phases left their work out of its seconds, which cannot be compared with these.
+        if seconds.keys() != set(PHASES):
+            raise ValueError(f"needs the seconds of {', '.join(PHASES)}; has those of {', '.join(seconds)}")
+        return seconds
 
     @property
     def total_seconds(self) -> float:

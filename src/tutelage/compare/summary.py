@@ -17,7 +17,7 @@ class Reference:
     """A model that no method trained.
 
     Attributes:
-        name: "initial student" or "teacher", with the folder where there are several.
+        name: "initial student", "teacher" or, where runs have several, "first teacher"; with the folder where there are several.
         model: its folder or hub name.
         test: on the test split.
     """

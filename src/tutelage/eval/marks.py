@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from tutelage.eval.evaluate import cut, forced_tokens
 from tutelage.fused import DEFAULT_BUDGET_BYTES, linear_divergence, teacher_sampled, teacher_topk
 from tutelage.fused.base import shared_rows
 from tutelage.models.language_model import LanguageModel
+from tutelage.models.modes import without_dropout
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.native import NativeEngine
 from tutelage.tasks.base import Task
@@ -213,7 +213,7 @@ def mark_rollouts(
     token_text = _token_texts(student.tokenizer)
     marks: dict[int, tuple[TokenMark, ...]] = {}  # by the rollout's identity: micro-batches come sorted by length
     scorer = LocalTeacher(teacher, temperature=temperature, own_temperature=teacher_temperature)
-    with _without_dropout(student.module, teacher.module):
+    with without_dropout(student.module, teacher.module):
         for micro in micro_batches(rollouts, token_weights(rollouts, "token"), student, token_budget):
             lines = iter(_measure(student, scorer, micro, divergence, temperature, budget_bytes))
             for rollout in micro.rollouts:
@@ -232,19 +232,6 @@ def mark_rollouts(
         )
         for rollout in rollouts
     ]
-
-
-@contextmanager
-def _without_dropout(*modules: Any) -> Iterator[None]:
-    """Modules in evaluation mode; given back in the mode they came in."""
-    modes = [(module, module.training) for module in modules]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.train(training)
 
 
 class _Line(NamedTuple):

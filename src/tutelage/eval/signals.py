@@ -12,6 +12,7 @@ from tutelage.data.batching import micro_batches, token_weights
 from tutelage.eval.statistics import Interval, bootstrap_interval
 from tutelage.fused import linear_divergence
 from tutelage.models.language_model import LanguageModel
+from tutelage.models.modes import without_dropout
 from tutelage.teacher.base import TeacherModel
 from tutelage.teacher.local import LocalTeacher
 from tutelage.types import MicroBatch, Prompt, Rollout
@@ -106,16 +107,12 @@ def teacher_divergence(
     place = {prompt_id: i for i, prompt_id in enumerate(dict.fromkeys(r.prompt_id for r in rollouts))}
     sums = np.zeros((len(place), len(_MEASURES)))
     tokens = np.zeros(len(place))
-    modes = [(module, module.training) for module in (student.module, teacher.module)]
-    for module, _ in modes:
-        module.eval()
-    for micro in micro_batches(rollouts, token_weights(rollouts, "token"), student, token_budget):
-        prompts = np.array([place[rollout.prompt_id] for rollout in micro.rollouts])
-        prompt_of_token = prompts[micro.row_N.cpu().numpy()]
-        np.add.at(sums, prompt_of_token, _measure(student, LocalTeacher(teacher), micro))
-        np.add.at(tokens, prompt_of_token, 1)
-    for module, training in modes:
-        module.train(training)
+    with without_dropout(student.module, teacher.module):
+        for micro in micro_batches(rollouts, token_weights(rollouts, "token"), student, token_budget):
+            prompts = np.array([place[rollout.prompt_id] for rollout in micro.rollouts])
+            prompt_of_token = prompts[micro.row_N.cpu().numpy()]
+            np.add.at(sums, prompt_of_token, _measure(student, LocalTeacher(teacher), micro))
+            np.add.at(tokens, prompt_of_token, 1)
 
     def estimate(column: int) -> Estimate:
         def resample(chosen: np.ndarray) -> float:

@@ -9,6 +9,7 @@ import torch
 
 from tutelage.errors import UserError
 from tutelage.models.configs import attention_for, set_dropout
+from tutelage.models.folders import whole_folder
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.options import LoraConfig, ModelConfig, StudentConfig
 from tutelage.models.thin import thin
@@ -165,14 +166,18 @@ def add_lora(model: LanguageModel, options: LoraConfig) -> LanguageModel:
 
 
 def save(model: LanguageModel, folder: Path) -> None:
-    """Writes an ordinary Hugging Face folder (adapters merged) that `from_pretrained` loads."""
+    """Writes an ordinary Hugging Face folder (adapters merged) that `from_pretrained` loads, whole or not at all.
+
+    Where it has a config.json it has all of the model. An earlier folder is replaced.
+    """
     import copy
 
     module = model.module
     if module is not model.base:
         module = copy.deepcopy(module).merge_and_unload()
-    module.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
+    with whole_folder(folder) as partial:
+        module.save_pretrained(partial)
+        model.tokenizer.save_pretrained(partial)
 
 
 def _split_gguf(path: str, gguf_file: str | None) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""Line charts and stacked bars as inline SVG: text stays text, colours come from the page's style sheet.
+"""Line charts, trajectories and stacked bars as inline SVG: text stays text, colours come from the page's style sheet.
 
 Series differ by colour and by dash; both hang on the series' slot. Every chart has a title and a description in words
 for screen readers.
@@ -19,6 +19,7 @@ _WIDTH, _HEIGHT = 380, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 10, 12, 38
 _SMOOTH_FROM = 60  # points; fewer are drawn as they are
 _MARKERS_TO = 16
+_FIRST_RADIUS, _LAST_RADIUS = 2.0, 5.0  # pixels, of a trajectory's markers
 _LABEL_CHARACTERS = 6  # of a tick's label; 11 px text of more reaches from the axis to its name
 _DODGE = 3.0  # pixels between the intervals of two series
 
@@ -47,6 +48,29 @@ class Series:
     slot: int
     points: tuple[Point, ...]
     hollow: bool = False
+
+
+class Moment(NamedTuple):
+    """Two measures at a step."""
+
+    step: int
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """How two measures move together.
+
+    Attributes:
+        label: its name.
+        slot: picks colour and dash.
+        moments: by ascending step, all finite.
+    """
+
+    label: str
+    slot: int
+    moments: tuple[Moment, ...]
 
 
 @dataclass(frozen=True)
@@ -118,16 +142,40 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
     if not points or not all(math.isfinite(point.x) and math.isfinite(point.y) for point in points):
         raise ValueError(f"chart {title!r} needs points, all of them finite")
     ends = [y for point in points for y in (point.y, point.low, point.high) if y is not None and math.isfinite(y)]
-    low, high = _range([point.x for point in points])
-    x = Scale(low, high, _LEFT, _WIDTH - _RIGHT)
-    y_ticks = ticks(*_range(ends))
-    y = Scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
-    x_ticks = [mark for mark in ticks(low, high) if low <= mark <= high]
     svg = _canvas(title, _describe(series, y_label), _WIDTH, _HEIGHT)
-    _grid(svg, x, y, x_ticks, y_ticks, x_label, y_label)
+    x, y = _axes(svg, [point.x for point in points], ends, x_label, y_label)
     for curve in series:
         if curve.points:
             _curve(svg, curve, x, y)
+    return _markup(svg)
+
+
+def trajectory_chart(title: str, trajectories: Sequence[Trajectory], *, x_label: str, y_label: str) -> Markup:
+    """A chart of one measure against another, joined in the order of the steps; the later a moment, the larger its marker.
+
+    Args:
+        title: what it shows; hidden in the drawing, read aloud.
+        trajectories: those with moments are drawn; at least one has some.
+        x_label, y_label: of the axes.
+
+    Raises:
+        ValueError: no moments, or one that is not finite.
+    """
+    moments = [moment for trajectory in trajectories for moment in trajectory.moments]
+    if not moments or not all(math.isfinite(moment.x) and math.isfinite(moment.y) for moment in moments):
+        raise ValueError(f"chart {title!r} needs moments, all of them finite")
+    drawn = [trajectory for trajectory in trajectories if trajectory.moments]
+    svg = _canvas(title, _describe_ways(drawn, x_label, y_label), _WIDTH, _HEIGHT)
+    x, y = _axes(svg, [moment.x for moment in moments], [moment.y for moment in moments], x_label, y_label)
+    for trajectory in drawn:
+        colour = f"s{trajectory.slot % SLOTS}"
+        points = [Point(moment.x, moment.y) for moment in trajectory.moments]
+        SubElement(svg, "path", {"class": f"line way {colour}", "d": _path(points, x, y)})
+        last = max(1, len(points) - 1)
+        for place, moment in enumerate(trajectory.moments):
+            words = f"{trajectory.label}, step {moment.step:,}: {x_label} {_number(moment.x)}, {y_label} {_number(moment.y)}"
+            radius = _FIRST_RADIUS + (_LAST_RADIUS - _FIRST_RADIUS) * place / last
+            _marker(svg, x(moment.x), y(moment.y), radius, colour, words)
     return _markup(svg)
 
 
@@ -201,6 +249,30 @@ def _describe(series: Sequence[Series], y_label: str) -> str:
     return f"{y_label}. " + "; ".join(parts) + "."
 
 
+def _describe_ways(trajectories: Sequence[Trajectory], x_label: str, y_label: str) -> str:
+    parts = []
+    for trajectory in trajectories:
+        ends = [
+            f"{x_label} {_number(moment.x)} and {y_label} {_number(moment.y)} at step {moment.step:,}"
+            for moment in (trajectory.moments[0], trajectory.moments[-1])
+        ]
+        parts.append(f"{trajectory.label}: from {ends[0]} to {ends[1]}")
+    return "; ".join(parts) + "."
+
+
+def _axes(
+    svg: Element, across: Sequence[float], up: Sequence[float], x_label: str, y_label: str
+) -> tuple[Scale, Scale]:
+    """Both axes with their grid, over these values."""
+    low, high = _range(across)
+    x = Scale(low, high, _LEFT, _WIDTH - _RIGHT)
+    y_ticks = ticks(*_range(up))
+    y = Scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    x_ticks = [mark for mark in ticks(low, high) if low <= mark <= high]
+    _grid(svg, x, y, x_ticks, y_ticks, x_label, y_label)
+    return x, y
+
+
 def _grid(
     svg: Element, x: Scale, y: Scale, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
 ) -> None:
@@ -230,13 +302,18 @@ def _curve(svg: Element, curve: Series, x: Scale, y: Scale) -> None:
         SubElement(svg, "path", {"class": f"line {colour}", "d": _path(points, x, y)})
     if len(points) <= _MARKERS_TO:
         for point in points:
-            place = {"cx": _px(x(point.x)), "cy": _px(y(point.y)), "r": "3"}
-            marker = SubElement(svg, "circle", {"class": f"marker {colour}", **place})
-            SubElement(marker, "title").text = f"{curve.label}, {_number(point.x)}: {_number(point.y)}"
+            words = f"{curve.label}, {_number(point.x)}: {_number(point.y)}"
+            _marker(svg, x(point.x), y(point.y), 3, colour, words)
 
 
 def _path(points: Sequence[Point], x: Scale, y: Scale) -> str:
     return "M" + "L".join(f"{_px(x(point.x))} {_px(y(point.y))}" for point in points)
+
+
+def _marker(svg: Element, x: float, y: float, radius: float, colour: str, words: str) -> None:
+    place = {"cx": _px(x), "cy": _px(y), "r": _px(radius)}
+    marker = SubElement(svg, "circle", {"class": f"marker {colour}", **place})
+    SubElement(marker, "title").text = words
 
 
 def _canvas(title: str, description: str, width: int, height: int) -> Element:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
 
 from tutelage.eval.marks import mean_divergence
 from tutelage.eval.results import Row, metric_name
-from tutelage.report.charts import Point, Series, line_chart, stacked_bars
+from tutelage.report.charts import Moment, Point, Series, Trajectory, line_chart, stacked_bars, trajectory_chart
 from tutelage.report.collect import RunData
 
 # Metric -> (heading, axis, what a reader sees in it), in the order of the page.
@@ -36,6 +37,18 @@ CURVES: dict[str, tuple[str, str, str]] = {
     "learning_rate": ("Learning rate", "learning rate", "As scheduled."),
 }
 _NOT_DRAWN = frozenset({"step", "tokens", "sequences", "divergence", "student_share"})
+# Phase of training -> what is done in it.
+_PHASES = {
+    "rollout": "the student (or the teacher) writes sequences",
+    "reward": "the task, the scorer or the function rewards them",
+    "importance": "they are weighed by what the student of now would have written",
+    "returns": "every token gets the divergence of what follows it",
+    "teacher": "it marks them",
+    "update": "the student's forward and backward pass with the optimiser",
+    "evaluate": "held-out examples during training",
+    "checkpoint": "the state is written to the disk",
+}
+_MOMENTS = 12  # of a trajectory; a step's mean over a few sequences is mostly noise
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,39 @@ def marks_figure(runs: Sequence[RunData]) -> list[Figure]:
     return [Figure(heading, caption, line_chart(heading, series, x_label="step", y_label="nats a token"))]
 
 
+def reward_figures(runs: Sequence[RunData]) -> list[Figure]:
+    """The reward against what it may be gamed against: the task's metric and the divergence from the teacher.
+
+    All three are of the sequences trained on. A run whose reward is that very metric is left out of the first chart.
+
+    Source: Gao, Schulman & Hilton, Scaling laws for reward model overoptimization, ICML 2023 (arXiv 2210.10760), figure 1.
+    """
+    figures = []
+    metrics = {run.name: metric for run in runs if (metric := _task_metric(run)) is not None}
+    for metric in dict.fromkeys(metrics.values()):
+        caption = (
+            "Up and to the right: the student earns its reward by doing the task. Gaming the reward looks like a path that goes on "
+            "to the right but no further up, or bends down."
+        )
+        ways = [
+            Trajectory(
+                run.name, slot, _moments(run, [record.get("task_metrics", {}).get(metric) for record in run.records])
+            )
+            for slot, run in enumerate(runs)
+            if metrics.get(run.name) == metric and run.config.rl.reward != metric
+        ]
+        figures += _against_reward(metric_name(metric), caption, ways, metric)
+    caption = (
+        "How far from the teacher the student goes for its reward. Gaming the reward looks like a path that climbs ever more steeply: "
+        "much distance for little more reward, in text that the teacher finds unlikely."
+    )
+    ways = [
+        Trajectory(run.name, slot, _moments(run, [record.get("reverse_kl") for record in run.records]))
+        for slot, run in enumerate(runs)
+    ]
+    return [*figures, *_against_reward("Reverse KL", caption, ways, "reverse KL (nats a token)")]
+
+
 def phases(runs: Sequence[RunData]) -> dict[str, int]:
     """Phase of training -> colour, in the order the phases appeared."""
     return {phase: i for i, phase in enumerate(dict.fromkeys(phase for run in runs for phase in run.seconds))}
@@ -129,10 +175,8 @@ def time_figure(runs: Sequence[RunData]) -> list[Figure]:
     bars = {run.name: run.seconds for run in runs if run.seconds}
     if not bars:
         return []
-    caption = (
-        "Rollout: the student (or the teacher) writes sequences. Teacher: it marks them. Update: the student's forward and "
-        "backward pass with the optimiser. Loading, and the evaluations before and after training, are not in it."
-    )
+    words = [f"{phase.capitalize()}: {_PHASES[phase]}." for phase in phases(runs) if phase in _PHASES]
+    caption = " ".join([*words, "Loading, and the evaluations before and after training, are not in it."])
     return [Figure("Seconds by phase", caption, stacked_bars("Seconds by phase", bars, phases(runs), "seconds"))]
 
 
@@ -149,6 +193,34 @@ def _figure(
     if not any(curve.points for curve in series):
         return []
     return [Figure(heading, caption, line_chart(heading, series, x_label=x_label, y_label=y_label))]
+
+
+def _against_reward(measure: str, caption: str, ways: Sequence[Trajectory], unit: str) -> list[Figure]:
+    """One trajectory a run; no figure where none has two moments."""
+    if all(len(way.moments) < 2 for way in ways):
+        return []
+    heading = f"{measure} against the reward"
+    return [Figure(heading, caption, trajectory_chart(heading, ways, x_label="reward", y_label=unit))]
+
+
+def _moments(run: RunData, values: Sequence[Any]) -> tuple[Moment, ...]:
+    """The reward and another value of each record: means over equal stretches of the steps that have both."""
+    both = [
+        Moment(record["step"], record["reward"], value)
+        for record, value in zip(run.records, values, strict=True)
+        if _is_number(record.get("reward")) and _is_number(value)
+    ]
+    count = min(_MOMENTS, len(both))
+    stretches = [both[i * len(both) // count : (i + 1) * len(both) // count] for i in range(count)]
+    return tuple(
+        Moment(stretch[-1].step, fmean(each.x for each in stretch), fmean(each.y for each in stretch))
+        for stretch in stretches
+    )
+
+
+def _task_metric(run: RunData) -> str | None:
+    """The task's headline metric, the first of those measured beside a reward; None without a reward or a metric."""
+    return next((name for record in run.records for name in record.get("task_metrics", ())), None)
 
 
 def _metric(run: RunData, key: str) -> list[Point]:

@@ -107,6 +107,7 @@ def render(runs: Sequence[RunData]) -> str:
         headlines=[headline(run) for run in runs],
         summary=summary(runs),
         curves=[*figures.evaluation_figures(runs), *figures.curve_figures(runs)],
+        reward=figures.reward_figures(runs),
         quality=figures.quality_figures(runs),
         time=figures.time_figure(runs),
         phases={phase: slot % SLOTS for phase, slot in figures.phases(runs).items()},

@@ -23,6 +23,7 @@ class TeacherMixture:
         sum_i w_i s_i (h_i W_i^T + b_i) = [w_1 s_1 h_1, ..., w_n s_n h_n] [W_1, ..., W_n]^T + sum_i w_i s_i b_i
 
     so that every divergence and every signal is exact. At a temperature it is the mean of the tempered distributions.
+    The products w_i s_i h_i have the models' dtype: in bfloat16 each is rounded once more, to 8 significant bits.
 
     Memory beside the teachers themselves: one concatenated copy of their heads, V x (H_1 + ... + H_n), and hidden states
     of that width, N x (H_1 + ... + H_n), for every micro-batch. Time: a forward pass of every teacher.
