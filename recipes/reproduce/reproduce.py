@@ -33,6 +33,7 @@ ROOT = HERE.parents[1]
 ARITHMETIC = ("methods", "divergences", "fractions", "low_data", "rl", "self", "later")
 PARTS = (*ARITHMETIC, "diversity", "multi30k")
 ASKED_FOR = ("later", "multi30k")  # run only when named: no claim's, and another task's
+FIRST = {"rl": "rl_student.yaml", "self": "self_teacher.yaml"}  # trained before the part, once
 TABLES = ("runs.csv", "curves.csv", "summary.csv", "results.md", "results.png", "curves.png")
 
 
@@ -67,8 +68,8 @@ def run(part: str, options: argparse.Namespace, console: Console) -> int:
     if part == "diversity":
         diversity.measure(recipe("divergences", None), kept, console)
         return 0
-    if part == "self":
-        once(config_io.load_yaml(HERE / "self_teacher.yaml"), console)
+    if part in FIRST:
+        once(config_io.load_yaml(HERE / FIRST[part]), console)
     chosen = recipe(part, options.multi30k)
     for name in TABLES:  # another part's, which would be taken for this one's where none of its runs finishes
         (Path(chosen["output"]) / name).unlink(missing_ok=True)
