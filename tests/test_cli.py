@@ -85,6 +85,7 @@ def test_a_mapping_name_without_a_value(options: list[str]) -> None:
         (["train", *MODELS, "--train.steps", "0"], "train.steps: saw 0, needs greater than or equal to 1"),
         (["train", *MODELS, "--divergence", "jsd(1.0)"], "outside (0, 1)"),
         (["train", "no-such.yaml"], "cannot read the recipe no-such.yaml"),
+        (["train", "--student", "s", "--log.report", "False"], "the value of a switch: those have none, write"),
     ],
 )
 def test_wrong_input_is_one_message_and_status_2(

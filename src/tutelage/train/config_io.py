@@ -73,7 +73,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+        hint = ""
+        if path.name.lower() in ("true", "false"):
+            hint = "; if it is the value of a switch: those have none, write --log.report or --log.no-report"
+        raise UserError(f"cannot read the recipe {path}: {error.strerror or error}{hint}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
