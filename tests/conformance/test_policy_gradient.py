@@ -8,6 +8,7 @@ leave_one_out and none are unbiased. group is biased by exactly the factor (k - 
 samples of a prompt: its expectation is the gradient of ((k - 1) / k) (1 - alpha) E r - alpha E D.
 """
 
+from functools import partial
 from itertools import product
 from math import prod
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.conformance.lookup import LookupModel, random, states_of
 from tests.conformance.test_enumeration import DIVERGENCES, HELLINGER
 from tutelage import divergences
 from tutelage.data.batching import micro_batches
@@ -22,7 +24,7 @@ from tutelage.models.student import Student
 from tutelage.rewards.rewarder import StepRewards
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train.loop import weigh
-from tutelage.types import LMHead, Rollout
+from tutelage.types import Rollout
 
 pytestmark = pytest.mark.usefixtures("exact")
 
@@ -42,44 +44,7 @@ def sequences():
 
 
 ALL = sequences()
-STATES = {
-    state: i for i, state in enumerate(dict.fromkeys((x, y[:n]) for x in PROMPTS for y in ALL for n in range(len(y))))
-}
-
-
-def random(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-class Table:
-    """A language model that looks the hidden state of every prompt and prefix up; stands where `LanguageModel` does."""
-
-    is_encoder_decoder, pad_id, device = False, 0, torch.device("cpu")
-
-    def __init__(self, seed):
-        self.states = torch.nn.Parameter(random(len(STATES), 4, seed=seed))
-        self.weight = torch.nn.Parameter(random(VOCAB, 4, seed=seed + 1))
-        self.module = torch.nn.ParameterList([self.states, self.weight])
-        self.leaves = [self.states, self.weight]
-
-    @property
-    def head(self):
-        return LMHead(self.weight, scale=0.7)
-
-    def hidden(self, micro):
-        rows = [(r.prompt_id, r.completion_ids) for r in micro.rollouts]
-        return self.states[[STATES[x, y[:n]] for x, y in rows for n in range(len(y))]]
-
-    def logp(self, x, y):
-        """Log-probabilities [L, V] at the states that `y` passes."""
-        states = self.states[[STATES[x, y[:n]] for n in range(len(y))]]
-        return (0.7 * states @ self.weight.T).log_softmax(-1)
-
-    def log_q(self, x, y):
-        """Log-probability of the sequence."""
-        return self.logp(x, y).gather(1, torch.tensor(y)[:, None]).sum()
-
-
+Table = partial(LookupModel, states_of(product(PROMPTS, ALL)), VOCAB)
 REWARDS = {(x, y): r for (x, y), r in zip(product(PROMPTS, ALL), random(2 * len(ALL), seed=9).tolist(), strict=True)}
 
 

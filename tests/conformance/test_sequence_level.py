@@ -4,13 +4,15 @@ The estimator is the package's own, from importance factors and returns to the s
 through the student's probabilities of all sequences and through the divergence at their tokens: E_q sum_t w_t D_t.
 """
 
+from functools import partial
 from itertools import product
 from math import exp, log, prod
 
 import pytest
 import torch
 
-from tests.conformance.test_policy_gradient import assert_equal, random, run
+from tests.conformance.lookup import LookupModel, states_of
+from tests.conformance.test_policy_gradient import assert_equal, run
 from tutelage import divergences
 from tutelage.data.batching import micro_batches
 from tutelage.models.student import Student
@@ -18,7 +20,7 @@ from tutelage.teacher.local import LocalTeacher
 from tutelage.train.importance import ImportanceWeights, weighed
 from tutelage.train.loop import weigh
 from tutelage.train.returns import SequenceReturns
-from tutelage.types import LMHead, Rollout
+from tutelage.types import Rollout
 
 pytestmark = pytest.mark.usefixtures("exact")
 
@@ -31,35 +33,8 @@ OPEN = [
     for y in product(range(VOCAB), repeat=length)
     if END not in y[:-1] and (y[-1] == END or length == LONGEST)
 ]
-STATES = {state: i for i, state in enumerate(dict.fromkeys(y[:n] for y in FIXED + OPEN for n in range(len(y))))}
+Table = partial(LookupModel, states_of((0, y) for y in FIXED + OPEN), VOCAB)
 DIVERGENCES = [divergences.parse(spelling) for spelling in ("reverse_kl", "forward_kl", "jsd(0.5)")]
-
-
-class Table:
-    """A language model that looks the hidden state of every prefix up; stands where `LanguageModel` does."""
-
-    is_encoder_decoder, pad_id, device = False, 0, torch.device("cpu")
-
-    def __init__(self, seed):
-        self.states = torch.nn.Parameter(random(len(STATES), 4, seed=seed))
-        self.weight = torch.nn.Parameter(random(VOCAB, 4, seed=seed + 1))
-        self.module = torch.nn.ParameterList([self.states, self.weight])
-        self.leaves = [self.states, self.weight]
-
-    @property
-    def head(self):
-        return LMHead(self.weight, scale=0.7)
-
-    def hidden(self, micro):
-        return self.states[[STATES[r.completion_ids[:n]] for r in micro.rollouts for n in range(len(r.completion_ids))]]
-
-    def logp(self, y):
-        """Log-probabilities [L, V] at the states that `y` passes."""
-        return (0.7 * self.states[[STATES[y[:n]] for n in range(len(y))]] @ self.weight.T).log_softmax(-1)
-
-    def token_logp(self, y):
-        """Log-probabilities [L] of its tokens."""
-        return self.logp(y).gather(1, torch.tensor(y)[:, None]).squeeze(1)
 
 
 def position_weights(batch):
@@ -69,7 +44,7 @@ def position_weights(batch):
 
 def behaviour(student, teacher, share, y):
     """Log-probabilities of the tokens of `y` under what writes them."""
-    pairs = zip(student.token_logp(y).tolist(), teacher.token_logp(y).tolist(), strict=True)
+    pairs = zip(student.token_logp(0, y).tolist(), teacher.token_logp(0, y).tolist(), strict=True)
     return tuple(log((1 - share) * exp(q) + share * exp(p)) for q, p in pairs)
 
 
@@ -105,8 +80,8 @@ def objective_gradient(student, teacher, divergence, sequences=OPEN, follow=True
     """Of E_q sum_t w_t D_t over all sequences; with the sequences' probabilities held fixed unless `follow`."""
     total = 0.0
     for y in sequences:
-        q = student.token_logp(y).sum().exp()
-        values = divergence.value(teacher.logp(y).detach(), student.logp(y))
+        q = student.log_q(0, y).exp()
+        values = divergence.value(teacher.logp(0, y).detach(), student.logp(0, y))
         (weights,) = position_weights([y])
         total = total + (q if follow else q.detach()) * (values * torch.tensor(weights, dtype=torch.float64)).sum()
     return torch.autograd.grad(total, student.leaves)
@@ -120,7 +95,7 @@ def pair():
 def test_the_sequences_are_all_of_them(pair):
     assert (len(FIXED), len(OPEN)) == (9, 15)
     for sequences in (FIXED, OPEN):
-        assert sum(pair[0].token_logp(y).sum().exp().item() for y in sequences) == pytest.approx(1.0, abs=1e-12)
+        assert sum(pair[0].log_q(0, y).exp().item() for y in sequences) == pytest.approx(1.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 2])  # alone, and with a baseline
@@ -155,7 +130,7 @@ def test_reverse_kl_of_tokens_is_that_of_sequences(pair, share):
 
     total = 0.0
     for y in FIXED:
-        log_q, log_p = student.token_logp(y).sum(), teacher.token_logp(y).sum().detach()
+        log_q, log_p = student.log_q(0, y), teacher.log_q(0, y).detach()
         total = total + log_q.exp() * (log_q - log_p) / len(y)
     expected = torch.autograd.grad(total, student.leaves)
     actual = expected_gradient(*pair, DIVERGENCES[0], 2, share, FIXED, weigh=of_configuration)

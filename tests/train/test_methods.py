@@ -208,17 +208,6 @@ def test_how_sequences_are_written_weighed_and_followed() -> None:
         ),
         ({"method": "minillm", "rl.reward": "bleu"}, "rl.reward=bleu with rollout.teacher_share=0.2: a policy gradient is of"),
         ({"rollout.teacher_share": 1}, "rollout.teacher_share: saw 1, needs less than 1"),
-    ],
-)  # fmt: skip
-def test_sequences_that_cannot_be_followed(raw: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as raised:
-        objective(**raw)
-    assert message in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
         ({"rl.reward": "bleu", "rollout.replay": 64}, "rl.reward=bleu with rollout.replay=64: a policy gradient is of sequences that the"),
         ({"rollout.replay": 31}, "rollout.replay=31 is less than the train.batch_size=32 sequences of a step"),
         (
@@ -227,7 +216,7 @@ def test_sequences_that_cannot_be_followed(raw: dict[str, Any], message: str) ->
         ),
     ],
 )  # fmt: skip
-def test_replay_that_does_not_fit(raw: dict[str, Any], message: str) -> None:
+def test_own_sequences_that_do_not_fit_the_objective(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as raised:
         objective(**raw)
     assert message in str(raised.value)
