@@ -13,7 +13,8 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,60 @@ RESULTS = Path(__file__).resolve().parent / "results" / "budget.json"  # loss_pl
 TOKENS, STUDENT, TEACHER, VOCABULARY = 1024, 1024, 2048, 151936
 MEGABYTES = (256, 512, 1400)
 PARTS = {"elementwise": (chunked._Pass, "_tiles"), "gradients": (chunked._Gradients, "add")}
+NAMES = ("total", "projections", *PARTS)
 
 
-def clocked(seconds: dict[str, float], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, its time added to `seconds[name]`."""
+@contextmanager
+def clocked(seconds: dict[str, float]) -> Iterator[None]:
+    """Adds the time of the loss's parts to `seconds` while it lasts."""
+    plain = {name: getattr(owner, method) for name, (owner, method) in PARTS.items()}
 
-    def wrapper(*args: Any) -> Any:
-        started = time.perf_counter()
-        result = function(*args)
-        seconds[name] += time.perf_counter() - started
-        return result
+    def timed(name: str) -> Callable[..., Any]:
+        def wrapper(*args: Any) -> Any:
+            started = time.perf_counter()
+            result = plain[name](*args)
+            seconds[name] += time.perf_counter() - started
+            return result
 
-    return wrapper
+        return wrapper
+
+    for name, (owner, method) in PARTS.items():
+        setattr(owner, method, timed(name))
+    try:
+        yield
+    finally:
+        for name, (owner, method) in PARTS.items():
+            setattr(owner, method, plain[name])
+
+
+def measure(repetitions: int) -> dict[int, dict[str, dict[str, float]]]:
+    """Seconds of a pass by budget in MB and by part: median, quartiles and range; the first turn warms up."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, other = (torch.randn(TOKENS, size, generator=generator) for size in (STUDENT, TEACHER))
+    weight, fixed = (torch.randn(VOCABULARY, size, generator=generator) * 2 / size**0.5 for size in (STUDENT, TEACHER))
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    runs: dict[int, dict[str, list[float]]] = {budget: defaultdict(list) for budget in MEGABYTES}
+    for repetition in range(1 + repetitions):
+        for budget in MEGABYTES:
+            hidden.grad = weight.grad = None
+            models = (hidden, LMHead(weight)), (other, LMHead(fixed))
+            seconds: dict[str, float] = defaultdict(float)
+            with clocked(seconds):
+                total = one_pass(*models, budget)
+            if repetition:
+                for name, value in {"total": total, "projections": total - sum(seconds.values()), **seconds}.items():
+                    runs[budget][name].append(value)
+    return {budget: {name: machine.spread(runs[budget][name]) for name in NAMES} for budget in MEGABYTES}
+
+
+def one_pass(student: tuple[torch.Tensor, LMHead], teacher: tuple[torch.Tensor, LMHead], budget: int) -> float:
+    """Seconds of a forward and a backward pass."""
+    weights = torch.full((TOKENS,), 1 / TOKENS)
+    options: dict[str, Any] = {"implementation": "chunked", "budget_bytes": budget * 2**20}
+    started = time.perf_counter()
+    linear_divergence(*student, *teacher, "jsd(0.5)", weights, **options).backward()
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -52,45 +95,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    seconds: dict[str, float] = defaultdict(float)
-    for name, (owner, method) in PARTS.items():
-        setattr(owner, method, clocked(seconds, name, getattr(owner, method)))
-    generator = torch.Generator().manual_seed(0)
-    hidden, other = (torch.randn(TOKENS, size, generator=generator) for size in (STUDENT, TEACHER))
-    weight, fixed = (torch.randn(VOCABULARY, size, generator=generator) * 2 / size**0.5 for size in (STUDENT, TEACHER))
-    hidden.requires_grad_()
-    weight.requires_grad_()
-    runs: dict[int, dict[str, list[float]]] = {budget: defaultdict(list) for budget in MEGABYTES}
-    for repetition in range(1 + options.repetitions):
-        for budget in MEGABYTES:
-            hidden.grad = weight.grad = None
-            seconds.clear()
-            student, teacher = (hidden, LMHead(weight)), (other, LMHead(fixed))
-            weights = torch.full((TOKENS,), 1 / TOKENS)
-            started = time.perf_counter()
-            loss = linear_divergence(
-                *student, *teacher, "jsd(0.5)", weights, implementation="chunked", budget_bytes=budget * 2**20
-            )
-            loss.backward()
-            total = time.perf_counter() - started
-            if repetition:  # the first turn warms up
-                found = {"total": total, **seconds, "projections": total - sum(seconds.values())}
-                for name, value in found.items():
-                    runs[budget][name].append(value)
+    found = measure(options.repetitions)
     table = Table(box=SIMPLE, title="seconds, median")
-    names = ("total", "projections", *PARTS)
-    for heading in ("budget, MB", *names):
+    for heading in ("budget, MB", *NAMES):
         table.add_column(heading, justify="right")
-    found = {budget: {name: machine.spread(runs[budget][name]) for name in names} for budget in MEGABYTES}
     for budget, parts in found.items():
-        table.add_row(str(budget), *(f"{parts[name]['median']:.2f}" for name in names))
+        table.add_row(str(budget), *(f"{parts[name]['median']:.2f}" for name in NAMES))
     Console().print(table)
+    size = [TOKENS, STUDENT, TEACHER, VOCABULARY]
     record = {
         "command": "python benchmarks/loss_budget.py",
         "date": date.today().isoformat(),
         "machine": machine.describe(),
-        "settings": vars(options)
-        | {"size": [TOKENS, STUDENT, TEACHER, VOCABULARY], "dtype": "float32", "loss": "jsd(0.5)"},
+        "settings": vars(options) | {"size": size, "dtype": "float32", "loss": "jsd(0.5)"},
         "versions": {"torch": torch.__version__},
         "seconds by budget in MB": found,
     }
