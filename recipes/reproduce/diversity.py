@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,24 @@ def measure(recipe: dict[str, Any], folder: Path, console: Console) -> None:
         )
     path = folder / "runs.csv"
     known = _known(path)
-    rows = []
+    rows = [row for cell in cells for row in known.get(cell.folder.name, [])]
     for cell in track(cells, "sampling", console=console, transient=True):
-        rows += known.get(cell.folder.name) or _sampled(cell)
-    folder.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+        if cell.folder.name not in known:
+            rows += _sampled(cell)
+            _write(path, rows)  # after each student, so that an interrupted part goes on from there
+    # In the order of the recipe, without students that it no longer has.
+    _write(path, [row for cell in cells for row in rows if row["run"] == cell.folder.name])
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The whole table or, if interrupted, the one before it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    unfinished.replace(path)
 
 
 def _known(path: Path) -> dict[str, list[dict[str, Any]]]:

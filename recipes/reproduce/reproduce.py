@@ -30,10 +30,15 @@ from tutelage.train.signals import Interrupted
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-ARITHMETIC = ("methods", "divergences", "fractions", "low_data", "rl", "self", "later")
+ARITHMETIC = ("methods", "divergences", "fractions", "low_data", "rl", "self", "sizes", "later")
 PARTS = (*ARITHMETIC, "diversity", "multi30k")
-ASKED_FOR = ("later", "multi30k")  # run only when named: no claim's, and another task's
-FIRST = {"rl": "rl_student.yaml", "self": "self_teacher.yaml"}  # trained before the part, once
+ASKED_FOR = ("later", "sizes", "multi30k")  # run only when named: no claim's, no claim's, and another task's
+# Trained before the part, once.
+FIRST = {
+    "rl": ("rl_student.yaml",),
+    "self": ("self_teacher.yaml",),
+    "sizes": ("sizes_small.yaml", "sizes_large.yaml"),
+}
 TABLES = ("runs.csv", "curves.csv", "summary.csv", "results.md", "results.png", "curves.png")
 
 
@@ -68,8 +73,8 @@ def run(part: str, options: argparse.Namespace, console: Console) -> int:
     if part == "diversity":
         diversity.measure(recipe("divergences", None), kept, console)
         return 0
-    if part in FIRST:
-        once(config_io.load_yaml(HERE / FIRST[part]), console)
+    for name in FIRST.get(part, ()):
+        once(config_io.load_yaml(HERE / name), console)
     chosen = recipe(part, options.multi30k)
     for name in TABLES:  # another part's, which would be taken for this one's where none of its runs finishes
         (Path(chosen["output"]) / name).unlink(missing_ok=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import figures
-from claims import JUDGES, STUDIES
-from tables import Incomplete, Part, Verdict, markdown
+from claims import DECODINGS, JUDGES, STUDIES
+from tables import Estimated, Incomplete, Panel, Part, Verdict, above, markdown, shown
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "reproduction"
-PARTS = ("methods", "divergences", "diversity", "fractions", "low_data", "rl", "self", "later", "multi30k")
+PARTS = ("methods", "divergences", "diversity", "fractions", "low_data", "rl", "self", "sizes", "later", "multi30k")
+SIZES_FIGURE = "sizes.png"
 HEAD = """# The paper's claims at the size of two processor cores
 
 Made by `make reproduce` from the tables in this folder's subfolders (`recipes/reproduce/verdicts.py`); nothing here is written by hand.
@@ -39,17 +40,18 @@ def write(folder: Path) -> Path:
         figures.draw(verdict.panels, folder / verdict.figure)
     path = folder / "README.md"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(verdicts, parts, still_open), encoding="utf-8")
+    path.write_text(page(verdicts, parts, still_open, folder), encoding="utf-8")
     return path
 
 
-def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, str]) -> str:
-    """Markdown: an overview, then a section for each claim, then the later methods.
+def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, str], folder: Path) -> str:
+    """Markdown: an overview, then a section for each claim, then the sizes of student and the later methods.
 
     Args:
         verdicts: of the claims that could be judged.
         parts: by name.
         still_open: claims whose tables lack a run, each with what is missing.
+        folder: for figures.
     """
     rows = [[f"[{v.claim}](#{v.anchor})", v.title, f"**{v.outcome}**"] for v in verdicts]
     missing = sorted(set(range(1, len(JUDGES) + 1)) - {v.claim for v in verdicts} - still_open.keys())
@@ -58,6 +60,12 @@ def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, 
         sections.append(f"Without tables as yet: claims {', '.join(map(str, missing))}.")
     sections += [f"Claim {claim} cannot be judged yet: {lack}." for claim, lack in still_open.items()]
     sections += [section(verdict) for verdict in verdicts]
+    if parts["sizes"].is_there:
+        heading = "## When on-policy training pays: size of the student, number of worked answers"
+        try:
+            sections += [heading, sizes(parts["sizes"], folder)]
+        except Incomplete as lack:
+            sections += [heading, f"Not complete yet: {lack}."]
     if parts["later"].is_there:
         sections.append(later(parts["later"]))
     return "\n\n".join(sections) + "\n"
@@ -76,6 +84,46 @@ def section(verdict: Verdict) -> str:
             f"![]({verdict.figure})",
             markdown(*verdict.table),
             f"Found: {verdict.found} Tables: {links}.",
+        ]
+    )
+
+
+def _by_size(part: Part, decoding: str) -> dict[str, dict[str, Estimated]]:
+    """What a size of student was trained with -> size -> gain over the initial student of that size, of the part "sizes"."""
+    found: dict[str, dict[str, Estimated]] = {}
+    for method in part.methods:
+        size, data = method.split(", ", 1)  # "0.4 M, supervised KD, 1,000 answers"
+        found.setdefault(data, {})[size] = part.gain(method, decoding)
+    return found
+
+
+def sizes(part: Part, folder: Path) -> str:
+    """When on-policy training pays, by size of student and number of worked answers; no verdict. Draws its figure."""
+    rows, found, panels, header = [], [], [], []
+    for decoding in DECODINGS:
+        gains = _by_size(part, decoding)
+        header = ["gain on the test split", *gains]
+        panels.append(Panel(decoding, "", f"gain in {part.metric}, test", gains))
+        ours = next(data for data in gains if data.startswith("on-policy"))
+        for size in gains[ours]:
+            rows.append([f"{size} parameters, {decoding}", *(shown(*of_size[size]) for of_size in gains.values())])
+            surely = [
+                f"{word} {data}"
+                for data in gains
+                if data != ours
+                for word, one, other in (("ahead of", ours, data), ("behind", data, ours))
+                if above(gains[one][size][1], gains[other][size][1])
+            ]
+            found.append(
+                f"{size}, {decoding}: on-policy GKD surely {' and '.join(surely) or 'neither ahead nor behind'}"
+            )
+    figures.draw(panels, folder / SIZES_FIGURE)
+    return "\n\n".join(
+        [
+            f"![]({SIZES_FIGURE})",
+            markdown(header, rows),
+            "; ".join(found) + ". Surely: 95% intervals over seeds and examples apart. One rate for all, not searched. "
+            "Tables: [sizes](sizes/results.md).",
         ]
     )
 

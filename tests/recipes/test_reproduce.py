@@ -6,9 +6,11 @@ import csv
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tutelage.compare import config, plan
 from tutelage.compare.table import COLUMNS
@@ -231,6 +233,43 @@ def test_a_claim_without_one_of_its_runs_stays_open(scripts: dict[str, Any], tmp
     assert "| [8](#claim-8) |" in page
 
 
+def test_sizes_of_student_say_where_on_policy_is_ahead(scripts: dict[str, Any], tmp_path: Path) -> None:
+    gains = {
+        "0.1 M, supervised KD, 1,000 answers": (3.0, 2.0, 4.0),
+        "0.1 M, supervised KD, 10,000 answers": (9.0, 8.0, 10.0),
+        "0.1 M, on-policy GKD, 10,000 problems": (6.0, 5.0, 7.0),
+        "0.4 M, supervised KD, 1,000 answers": (5.0, 4.0, 6.0),
+        "0.4 M, supervised KD, 10,000 answers": (6.0, 5.0, 7.0),
+        "0.4 M, on-policy GKD, 10,000 problems": (6.0, 5.5, 7.0),
+    }
+    write(tmp_path / "sizes", {method: [1.0, 2.0] for method in gains}, gains=gains)
+    page = scripts["verdicts"].write(tmp_path).read_text()
+    few, many = "supervised KD, 1,000 answers", "supervised KD, 10,000 answers"
+    assert "| 0.1 M parameters, T=1 | 3.0 [2.0, 4.0] | 9.0 [8.0, 10.0] | 6.0 [5.0, 7.0] |" in page
+    assert f"0.1 M, greedy: on-policy GKD surely ahead of {few} and behind {many};" in page
+    assert "0.4 M, T=1: on-policy GKD surely neither ahead nor behind." in page
+    assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_models_trained_before_a_part_are_those_it_names(
+    scripts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(FOLDER.parents[1])
+    reproduce = scripts["reproduce"]
+    for part, names in reproduce.FIRST.items():
+        configs = [config_io.build(config_io.load_yaml(FOLDER / name)) for name in names]
+        for first in configs:
+            resolve(first)
+        recipe = reproduce.recipe(part, None)
+        used = {
+            str(keys[role])
+            for keys in (recipe["base"], *recipe["methods"])
+            for role in ("student", "teacher")
+            if role in keys
+        }
+        assert {str(first.output / "model") for first in configs} == {path for path in used if path.startswith("runs/")}
+
+
 def test_samples_of_a_run_are_reused_if_they_are_of_this_run_and_as_asked(
     scripts: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -249,6 +288,43 @@ def test_samples_of_a_run_are_reused_if_they_are_of_this_run_and_as_asked(
             writer.writeheader()
             writer.writerows(rows)
         assert list(diversity._known(path)) == known
+
+
+def test_sampling_goes_on_after_an_interruption(
+    scripts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two students the second is interrupted; the next time only that one is sampled, and the recipe's order is kept."""
+    diversity = scripts["diversity"]
+    cells = [SimpleNamespace(folder=tmp_path / name) for name in ("b", "a")]
+    for cell in cells:
+        cell.folder.mkdir()
+        (cell.folder / "record.json").touch()
+    monkeypatch.setattr(diversity.config, "read", lambda recipe: None)
+    monkeypatch.setattr(diversity.plan, "expand", lambda comparison: [SimpleNamespace(grid=[{}])])
+    monkeypatch.setattr(diversity.plan, "final_cells", lambda comparison, variant, point: cells)
+    sampled: list[str] = []
+
+    def sample(cell: Any) -> list[dict[str, Any]]:
+        if cell.folder.name == "a" and not sampled[1:]:
+            sampled.append("interrupted")
+            raise KeyboardInterrupt
+        sampled.append(cell.folder.name)
+        about = {"run": cell.folder.name, "samples": diversity.SAMPLES, "examples": diversity.EXAMPLES}
+        return [about | {"temperature": temperature} for temperature in diversity.TEMPERATURES]
+
+    monkeypatch.setattr(diversity, "_sampled", sample)
+    with pytest.raises(KeyboardInterrupt):
+        diversity.measure({}, tmp_path / "kept", Console(quiet=True))
+    diversity.measure({}, tmp_path / "kept", Console(quiet=True))
+    assert sampled == ["b", "interrupted", "a"]
+    with (tmp_path / "kept" / "runs.csv").open(newline="") as file:
+        assert [row["run"] for row in csv.DictReader(file)] == ["b"] * 4 + ["a"] * 4
+
+
+def test_diversity_before_the_students_is_refused(scripts: dict[str, Any], tmp_path: Path) -> None:
+    recipe = {**scripts["reproduce"].recipe("divergences", None), "output": str(tmp_path / "none")}
+    with pytest.raises(UserError, match="run that first: --parts divergences diversity"):
+        scripts["diversity"].measure(recipe, tmp_path / "kept", Console(quiet=True))
 
 
 def test_every_part_is_a_comparison(scripts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
