@@ -2,7 +2,7 @@
 
     make reproduce                                              # the arithmetic parts, from the models the package carries
     make reproduce PARTS="methods rl"                           # some
-    make reproduce PARTS=multi30k MULTI30K=FOLDER               # after recipes/multi30k/{teacher,student}.yaml
+    make reproduce PARTS=multi30k MULTI30K=FOLDER               # after recipes/multi30k/prepare.py and teacher.yaml
 
 A part is a comparison (`PART.yaml`, on top of `arithmetic.base.yaml` where it is an arithmetic one). Finished runs are never trained
 again, and what was interrupted goes on. Each part's tables go to docs/results/reproduction/PART; the verdicts in
@@ -31,13 +31,15 @@ from tutelage.train.signals import Interrupted
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ARITHMETIC = ("methods", "divergences", "fractions", "low_data", "rl", "self", "sizes", "later")
-PARTS = (*ARITHMETIC, "diversity", "multi30k")
-ASKED_FOR = ("later", "sizes", "multi30k")  # run only when named: no claim's, no claim's, and another task's
+MULTI30K = ("multi30k", "multi30k_all")
+PARTS = (*ARITHMETIC, "diversity", *MULTI30K)
+ASKED_FOR = ("later", "sizes", *MULTI30K)  # run only when named: for no claim, or on data that has to be there
 # Trained before the part, once.
 FIRST = {
     "rl": ("rl_student.yaml",),
     "self": ("self_teacher.yaml",),
     "sizes": ("sizes_small.yaml", "sizes_large.yaml"),
+    "multi30k": ("multi30k_student.yaml",),
 }
 TABLES = ("runs.csv", "curves.csv", "summary.csv", "results.md", "results.png", "curves.png")
 
@@ -56,8 +58,19 @@ def recipe(part: str, multi30k: Path | None) -> dict[str, Any]:
     if part in ARITHMETIC:
         return config_io.deep_merge(read(HERE / "arithmetic.base.yaml"), own)
     if multi30k is None:
-        raise UserError("part multi30k: say where its data lies: --multi30k FOLDER, or make reproduce MULTI30K=FOLDER")
+        raise UserError(f"part {part}: say where its data lies: --multi30k FOLDER, or make reproduce MULTI30K=FOLDER")
     return config_io.deep_merge(own, {"base": {"task": {"data": str(multi30k)}}})
+
+
+def first(part: str, multi30k: Path | None) -> list[dict[str, Any]]:
+    """The training runs that a part starts from: configurations.
+
+    Args:
+        part: one of `PARTS`.
+        multi30k: where its data lies.
+    """
+    data = {"task": {"data": str(multi30k)}} if part in MULTI30K else {}
+    return [config_io.deep_merge(config_io.load_yaml(HERE / name), data) for name in FIRST.get(part, ())]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -73,9 +86,9 @@ def run(part: str, options: argparse.Namespace, console: Console) -> int:
     if part == "diversity":
         diversity.measure(recipe("divergences", None), kept, console)
         return 0
-    for name in FIRST.get(part, ()):
-        once(config_io.load_yaml(HERE / name), console)
     chosen = recipe(part, options.multi30k)
+    for config in first(part, options.multi30k):
+        once(config, console)
     for name in TABLES:  # another part's, which would be taken for this one's where none of its runs finishes
         (Path(chosen["output"]) / name).unlink(missing_ok=True)
     result = compare(chosen, console=console)
@@ -113,8 +126,8 @@ def main() -> int:
     options = parser.parse_args()
     console = Console()
     try:
-        if "multi30k" in options.parts:
-            recipe("multi30k", options.multi30k)  # before the other parts' long work
+        for part in set(MULTI30K) & set(options.parts):
+            recipe(part, options.multi30k)  # before the other parts' long work
         failed = [part for part in options.parts if run(part, options, console)]
         page = verdicts.write(options.results)
     except UserError as error:

@@ -256,18 +256,20 @@ def test_models_trained_before_a_part_are_those_it_names(
 ) -> None:
     monkeypatch.chdir(FOLDER.parents[1])
     reproduce = scripts["reproduce"]
-    for part, names in reproduce.FIRST.items():
-        configs = [config_io.build(config_io.load_yaml(FOLDER / name)) for name in names]
-        for first in configs:
-            resolve(first)
-        recipe = reproduce.recipe(part, None)
+    for part in reproduce.FIRST:
+        configs = [config_io.build(raw) for raw in reproduce.first(part, Path("data"))]
+        for training in configs:
+            resolve(training)  # every option has an effect
+        recipe = reproduce.recipe(part, Path("data"))
         used = {
             str(keys[role])
             for keys in (recipe["base"], *recipe["methods"])
             for role in ("student", "teacher")
             if role in keys
         }
-        assert {str(first.output / "model") for first in configs} == {path for path in used if path.startswith("runs/")}
+        assert {str(training.output / "model") for training in configs} == {
+            path for path in used if path.startswith("runs/reproduce/")
+        }
 
 
 def test_samples_of_a_run_are_reused_if_they_are_of_this_run_and_as_asked(
@@ -329,10 +331,10 @@ def test_diversity_before_the_students_is_refused(scripts: dict[str, Any], tmp_p
 
 def test_every_part_is_a_comparison(scripts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parents[1])
-    for part in (*scripts["reproduce"].ARITHMETIC, "multi30k"):
+    for part in (*scripts["reproduce"].ARITHMETIC, *scripts["reproduce"].MULTI30K):
         recipe = config.read(scripts["reproduce"].recipe(part, Path("data")))
         assert len(recipe.seeds) >= 3
-        assert recipe.base.task.data == ("data" if part == "multi30k" else None)
+        assert recipe.base.task.data == ("data" if part.startswith("multi30k") else None)
         for variant in plan.expand(recipe):
             for point in variant.grid:  # every option has an effect in every run
                 resolve(config_io.build(config_io.deep_merge(variant.keys, config_io.nest(point))))

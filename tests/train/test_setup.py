@@ -174,6 +174,19 @@ def test_a_share_of_the_training_examples_is_part_of_the_run(make_config: MakeCo
         check_output(make_config(**changes, **{"task.train_fraction": 0.5, "resume": True}))
 
 
+def test_the_share_can_be_the_same_for_every_seed(make_config: MakeConfig) -> None:
+    share: dict[str, Any] = {"task.train_fraction": 0.25, "task.train_fraction_seed": 7, "train.batch_size": 5}
+    for seed in (3, 4):
+        parts, _ = prepare(make_config(seed=seed, **share))
+        ids = {draw.prompt.id for step in range(4) for draw in parts.source.draws(step)}
+        assert ids == set(chosen(20, 0.25, 7))
+
+
+def test_a_seed_without_a_share_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(UserError, match=r"task\.train_fraction_seed=7 draws a share .* below 1, or drop the seed"):
+        make_config(**{"task.train_fraction_seed": 7})
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.5])
 def test_a_share_outside_its_range(fraction: float, make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match=rf"task\.train_fraction: saw {fraction}, needs "):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from tutelage.models.language_model import LanguageModel
+from tutelage.models.modes import without_dropout
 from tutelage.types import Prompt, Rollout
 
 
@@ -35,18 +36,16 @@ def beam_search(
     Returns:
         One rollout per prompt, in order, without behaviour log-probabilities: a beam is no sample.
     """
-    was_training = model.module.training
-    model.module.eval()
     rollouts: dict[int, Rollout] = {}
     rows = max(1, batch_rows // num_beams)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
-    for start in range(0, len(order), rows):
-        chosen = order[start : start + rows]
-        found = _search([prompts[i] for i in chosen], model, num_beams, max_new_tokens, length_penalty)
-        rollouts.update(zip(chosen, found, strict=True))
-        if on_finished is not None:
-            on_finished(len(chosen))
-    model.module.train(was_training)
+    with without_dropout(model.module):
+        for start in range(0, len(order), rows):
+            chosen = order[start : start + rows]
+            found = _search([prompts[i] for i in chosen], model, num_beams, max_new_tokens, length_penalty)
+            rollouts.update(zip(chosen, found, strict=True))
+            if on_finished is not None:
+                on_finished(len(chosen))
     return [rollouts[i] for i in range(len(prompts))]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
+from tutelage.models.modes import without_dropout
 from tutelage.types import LMHead, MicroBatch
 
 # Models whose logits are scaled after (Cohere, Granite) or before (T5 with tied embeddings) the head's projection.
@@ -186,22 +187,20 @@ class LanguageModel:
     @torch.no_grad()
     def _check_head(self) -> None:
         """Raises when hidden states and head do not give the model's own logits (an unknown scale, bias or cap)."""
-        was_training = self.module.training
-        self.module.eval()
         ids = (torch.arange(7, device=self.device) * 31 + 3).remainder(self.vocab_size)[None]
         mask = torch.ones_like(ids)
-        if self.is_encoder_decoder:
-            theirs = self.base(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
-            hidden = self.decoder(
-                input_ids=ids,
-                encoder_hidden_states=self.encode(ids, mask),
-                encoder_attention_mask=mask,
-                use_cache=False,
-            ).last_hidden_state
-        else:
-            theirs = self.base(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            hidden = self.decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        self.module.train(was_training)
+        with without_dropout(self.module):
+            if self.is_encoder_decoder:
+                theirs = self.base(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
+                hidden = self.decoder(
+                    input_ids=ids,
+                    encoder_hidden_states=self.encode(ids, mask),
+                    encoder_attention_mask=mask,
+                    use_cache=False,
+                ).last_hidden_state
+            else:
+                theirs = self.base(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                hidden = self.decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         ours = self.head.logits(hidden)
         error = (ours.float() - theirs[..., : self.vocab_size].float()).abs().max()
         allowed = (0.03 if self.dtype in (torch.bfloat16, torch.float16) else 1e-4) * theirs.float().abs().max().clamp(

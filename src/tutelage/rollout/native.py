@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tutelage.models.language_model import LanguageModel
+from tutelage.models.modes import without_dropout
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.cache import keep_rows, new_cache
 from tutelage.rollout.mixed import Mixed, Stepper
@@ -91,13 +92,9 @@ class NativeEngine:
         # Rows of like length share a batch: less padding in the prefill, fewer dead columns in the cache.
         rows.sort(key=lambda row: (len(row.prompt.token_ids), row.slot))
         width = self.batch_rows or max(1, len(rows))
-        was_training = self.model.module.training
-        self.model.module.eval()
-        try:
+        with without_dropout(self.model.module):
             for start in range(0, len(rows), width):
                 self._decode(rows[start : start + width], sampling, on_finished or (lambda _: None))
-        finally:
-            self.model.module.train(was_training)
         version = self.version if source == "student" else -1
         rows.sort(key=lambda row: row.slot)
         return [_rollout(row, version, source) for row in rows]

@@ -40,6 +40,8 @@ class TaskConfig(Section):
     """Chat template: auto applies it to chat messages only, always wraps plain prompts too."""
     train_fraction: float = Field(1.0, gt=0, le=1)
     """Train on this share of the training examples, drawn by `seed`; at one seed, a smaller share is part of every larger one."""
+    train_fraction_seed: int | None = None
+    """Draws the share instead of `seed`: runs of several seeds then see the same examples."""
 
 
 class RolloutConfig(Section):
@@ -224,6 +226,11 @@ class Config(Recipe):
             raise UserError(
                 f"train.batch_size={self.train.batch_size} is no multiple of rollout.samples_per_prompt="
                 f"{self.rollout.samples_per_prompt}; the batch counts sequences: make it one"
+            )
+        if self.task.train_fraction_seed is not None and self.task.train_fraction == 1:
+            raise UserError(
+                f"task.train_fraction_seed={self.task.train_fraction_seed} draws a share of the training examples, but "
+                "task.train_fraction is 1, all of them; set it below 1, or drop the seed"
             )
         init = self.student_model.init
         if init == "teacher_layers" and self.student_model.layers is None:

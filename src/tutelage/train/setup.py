@@ -151,12 +151,13 @@ def training_stream(config: Config, objective: Objective, models: Sequence[Langu
         UserError: no prompts, one that is too long, a completion that is missing, or sequences past a model's positions.
     """
     encoding, sampling = encoding_of(config, models[0], task), sampling_of(config, task)
+    drawn_by = config.task.train_fraction_seed
     prompts = encode_split(
         task,
         "train",
         encoding,
         fraction=config.task.train_fraction,
-        seed=config.seed,
+        seed=config.seed if drawn_by is None else drawn_by,
         show_progress=config.log.progress,
     )
     stream = PromptStream(prompts, config.seed)

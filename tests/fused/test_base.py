@@ -1,0 +1,46 @@
+"""The projection that all chunked losses share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tutelage.fused import base
+from tutelage.types import LMHead
+
+
+def random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("tokens", "vocab"), [(1, 3), (5, base._BLOCK_ROWS), (7, 2 * base._BLOCK_ROWS + 13)])
+def test_blocks_of_the_head_give_the_plain_product(tokens, vocab, with_bias):
+    """In float32, into the first rows of a larger buffer, against float64."""
+    hidden, weight = random(tokens, 19, seed=1), random(vocab, 19, seed=2)
+    bias = random(vocab, seed=3) if with_bias else None
+    exact = hidden.double() @ weight.double().T
+    if bias is not None:
+        exact += bias.double()
+    room = torch.full((tokens + 2, vocab), 7.0)
+    given = base.project_in_blocks(hidden, weight, bias, out=room[:tokens])
+    assert given.data_ptr() == room.data_ptr()
+    torch.testing.assert_close(room[:tokens].double(), exact, rtol=1e-5, atol=1e-5)
+    assert (room[tokens:] == 7.0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_projection_is_the_same_with_and_without_room_for_it(dtype):
+    """A strided view of hidden states and a head of more rows than the shared vocabulary, in every dtype of a CPU."""
+    hidden = random(9, 40, seed=1).to(dtype)[:, ::2]
+    head = LMHead(random(4_200, 20, seed=2).to(dtype), random(4_200, seed=3).to(dtype)).rows(4_111)
+    out = torch.empty(9, 4_111, dtype=dtype)
+    assert base.project(hidden, head, out=out).data_ptr() == out.data_ptr()
+    torch.testing.assert_close(out, base.project(hidden, head))
+
+
+def test_only_float32_goes_to_blocks():
+    is_mkl = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    assert base._onednn_is_faster(torch.ones(2, 2)) is is_mkl
+    assert not base._onednn_is_faster(torch.ones(2, 2, dtype=torch.float64))
+    assert not base._onednn_is_faster(torch.ones(2, 2, dtype=torch.bfloat16))
