@@ -9,13 +9,11 @@ Budgets take turns; results/budget.json keeps the figures. Two minutes.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +101,8 @@ def main() -> None:
         table.add_row(str(budget), *(f"{parts[name]['median']:.2f}" for name in NAMES))
     Console().print(table)
     size = [TOKENS, STUDENT, TEACHER, VOCABULARY]
-    record = {
-        "command": "python benchmarks/loss_budget.py",
-        "date": date.today().isoformat(),
-        "machine": machine.describe(),
-        "settings": vars(options) | {"size": size, "dtype": "float32", "loss": "jsd(0.5)"},
-        "versions": {"torch": torch.__version__},
-        "seconds by budget in MB": found,
-    }
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    settings = vars(options) | {"size": size, "dtype": "float32", "loss": "jsd(0.5)"}
+    machine.write(RESULTS, settings, {"seconds by budget in MB": found})
 
 
 if __name__ == "__main__":

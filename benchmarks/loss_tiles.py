@@ -9,10 +9,8 @@ take turns. The size that the library uses is marked; benchmarks/results/tiles.j
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
-from datetime import date
 from pathlib import Path
 
 import machine
@@ -80,20 +78,7 @@ def main() -> None:
             cases.append({"dtype": name, "loss": loss, "tile_mb": found})
             table.add_row(f"{name} {loss}", *(f"{row['median']:.2f}" for row in found.values()))
     Console().print(table)
-    record = {
-        "command": "python benchmarks/loss_tiles.py",
-        "date": date.today().isoformat(),
-        "machine": machine.describe(),
-        "settings": {
-            "threads": options.threads,
-            "repetitions": options.repetitions,
-            "tokens": TOKENS,
-            "vocabulary": VOCABULARY,
-        },
-        "versions": {"torch": torch.__version__},
-        "cases": cases,
-    }
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    machine.write(RESULTS, vars(options) | {"tokens": TOKENS, "vocabulary": VOCABULARY}, {"cases": cases})
 
 
 if __name__ == "__main__":

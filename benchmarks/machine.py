@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shlex
 import statistics
+import sys
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,6 +52,13 @@ def describe() -> dict[str, Any]:
         "memory_gb": round(int(memory["MemTotal"].split()[0]) / 2**20, 1),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
     }
+
+
+def write(path: Path, settings: dict[str, Any], figures: dict[str, Any]) -> None:
+    """The record of the running script: its name and arguments, the machine, torch's version, its settings and what it found."""
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    about = {"command": command, "date": date.today().isoformat(), "machine": describe(), "settings": settings}
+    path.write_text(json.dumps({**about, "versions": versions("torch"), **figures}, indent=1) + "\n", encoding="utf-8")
 
 
 def _split(line: str) -> tuple[str, str]:

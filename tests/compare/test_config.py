@@ -77,7 +77,7 @@ def test_the_arithmetic_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_multi30k_recipe_needs_its_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = read(RECIPES.parent / "reproduce" / "multi30k.yaml", {"base": {"task": {"data": "here"}}})
+    recipe = read(RECIPES.parent / "reproduce" / "multi30k_all.yaml", {"base": {"task": {"data": "here"}}})
     variants = plan.expand(recipe)
     assert [len(variant.grid) for variant in variants] == [2] * 3
     with pytest.raises(UserError, match="no model folder at 'runs/multi30k-student/model': train it first"):

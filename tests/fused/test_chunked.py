@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tutelage import divergences
 from tutelage.divergences import Divergence
 from tutelage.errors import UserError
-from tutelage.fused import chunked, linear_divergence, linear_nll
+from tutelage.fused import base, chunked, linear_divergence, linear_nll
 from tutelage.types import LMHead
 
 TOKENS, VOCAB, SIZE = 64, 501, 16
@@ -180,6 +180,21 @@ def test_bfloat16_within_its_rounding_of_float64(divergence):
     for approximate, gradient in pairs:
         assert approximate.dtype == torch.bfloat16
         assert (approximate.double() - gradient).norm() / gradient.norm() < 0.02
+
+
+@pytest.mark.parametrize("tokens", [1, 23, TOKENS])
+def test_float32_within_its_rounding_of_float64(tokens):
+    """Through blocks of 64 of the 501 rows of the heads."""
+    single, order = Problem(torch.float32), slice(0, tokens)
+    exact = exact_twin(single)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "_BLOCK_ROWS", 64)
+        loss = single.loss(order=order, budget_bytes=100_000)
+        gradients = single.gradients(order=order, budget_bytes=100_000)
+    assert loss.item() == pytest.approx(exact.loss(order=order).item(), rel=1e-5)
+    for approximate, gradient in zip(gradients, exact.gradients(order=order), strict=True):
+        assert approximate.dtype == torch.float32
+        assert (approximate.double() - gradient).norm() / gradient.norm() < 1e-5
 
 
 def test_many_chunks_do_not_lose_the_bfloat16_weight_gradient():

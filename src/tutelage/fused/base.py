@@ -13,6 +13,7 @@ from tutelage.types import LMHead
 
 DEFAULT_BUDGET_BYTES = 256 * 2**20
 _BLOCK_ROWS = 4096  # of the head: their logits stay in the cache between a block's product and its copy
+_BLOCK_DTYPE = torch.float32  # oneDNN has no float64, and half precision goes to it anyway
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,15 @@ def project(hidden: Tensor, head: LMHead, out: Tensor | None = None) -> Tensor:
 
 def _onednn_is_faster(hidden: Tensor) -> bool:
     """Whether `project_in_blocks` beats a plain product: float32 on a CPU where plain products go to MKL."""
-    is_float32_on_cpu = hidden.dtype == torch.float32 and hidden.device.type == "cpu"
-    return is_float32_on_cpu and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    is_candidate = hidden.dtype == _BLOCK_DTYPE and hidden.device.type == "cpu"
+    return is_candidate and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
 def project_in_blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     """`project` into `out`, by oneDNN and for some rows of the head at a time.
 
     MKL copies the whole head into a layout of its own for every chunk, which costs more than a quarter of the product
-    when a chunk has few tokens; oneDNN lays it out block by block in the cache. Half precision goes to oneDNN anyway.
+    when a chunk has few tokens; oneDNN lays it out block by block in the cache.
 
     Args:
         hidden: [N, H], float32 on a CPU.

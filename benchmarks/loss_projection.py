@@ -1,0 +1,77 @@
+"""How a chunk of tokens should be projected in float32 on a CPU: one plain product, or oneDNN for some rows of the head at a time.
+
+    .venv/bin/python benchmarks/loss_projection.py
+
+The chunks are those that the default budget makes at the sizes of loss.py. Forms take turns; the number of rows that the library uses
+is marked; results/projection.json keeps the figures. One minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import machine
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from tutelage.fused import base
+
+RESULTS = Path(__file__).resolve().parent / "results" / "projection.json"
+CHUNKS = ((205, 1024, 151936), (205, 2048, 151936), (512, 576, 49152), (512, 896, 49152))  # tokens, hidden, vocabulary
+ROWS = (1024, 4096, 8192, 16384)
+PLAIN = "plain product"
+
+
+def measure(tokens: int, hidden: int, vocabulary: int, repetitions: int) -> dict[str, dict[str, float]]:
+    """Seconds by form, the plain product or the rows at a time; the first turn warms up."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(tokens, hidden, generator=generator)
+    weight = torch.randn(vocabulary, hidden, generator=generator)
+    out = torch.empty(tokens, vocabulary)
+    forms = (PLAIN, *ROWS)
+    runs: dict[int | str, list[float]] = {form: [] for form in forms}
+    used = base._BLOCK_ROWS
+    try:
+        for repetition in range(1 + repetitions):
+            for form in forms:
+                started = time.perf_counter()
+                if isinstance(form, int):
+                    base._BLOCK_ROWS = form
+                    base.project_in_blocks(states, weight, None, out)
+                else:
+                    torch.mm(states, weight.T, out=out)
+                if repetition:
+                    runs[form].append(time.perf_counter() - started)
+    finally:
+        base._BLOCK_ROWS = used
+    return {str(form): machine.spread(seconds) for form, seconds in runs.items()}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    table = Table(box=SIMPLE, title=f"GFLOP/s at the median; the library takes {base._BLOCK_ROWS} rows at a time")
+    for heading in ("tokens, hidden, vocabulary", PLAIN, *map(str, ROWS)):
+        table.add_column(heading, justify="right")
+    cases = []
+    for tokens, hidden, vocabulary in CHUNKS:
+        found = measure(tokens, hidden, vocabulary, options.repetitions)
+        cases.append({"tokens": tokens, "hidden": hidden, "vocabulary": vocabulary, "seconds": found})
+        work = 2e-9 * tokens * hidden * vocabulary
+        cells = (f"{work / seconds['median']:.0f}" for seconds in found.values())
+        table.add_row(f"{tokens}, {hidden:,}, {vocabulary:,}", *cells)
+    Console().print(table)
+    machine.write(RESULTS, vars(options) | {"dtype": "float32"}, {"cases": cases})
+
+
+if __name__ == "__main__":
+    main()
