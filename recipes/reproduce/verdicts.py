@@ -12,7 +12,19 @@ from claims import DECODINGS, JUDGES, STUDIES
 from tables import Estimated, Incomplete, Panel, Part, Verdict, above, markdown, shown
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "reproduction"
-PARTS = ("methods", "divergences", "diversity", "fractions", "low_data", "rl", "self", "sizes", "later", "multi30k")
+PARTS = (
+    "methods",
+    "divergences",
+    "diversity",
+    "fractions",
+    "low_data",
+    "rl",
+    "self",
+    "sizes",
+    "later",
+    "multi30k",
+    "multi30k_all",
+)
 SIZES_FIGURE = "sizes.png"
 HEAD = """# The paper's claims at the size of two processor cores
 

@@ -124,6 +124,18 @@ def test_claim_1_takes_the_divergence_that_is_best_on_validation(scripts: dict[s
     assert "on-policy GKD a gains 1.20, 1.33 times" in verdict.found
 
 
+def test_claim_1_shows_the_other_regime_without_judging_by_it(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {**FIXED, "on-policy GKD jsd(0.5)": [26.0, 27.0, 28.0]}
+    few = {"supervised KD": (10.0, 8.0, 12.0), "SeqKD": (9.0, 7.0, 11.0), "on-policy GKD jsd(0.5)": (16.0, 14.0, 18.0)}
+    write(tmp_path / "multi30k", values, gains=few)
+    write(tmp_path / "multi30k_all", values, gains=few | {"on-policy GKD jsd(0.5)": (-3.0, -4.0, -2.0)})
+    verdict = judged(scripts, "on_policy_wins", tmp_path)
+    assert verdict.outcome == "reproduced"
+    ours = "Multi30k, all 29,000 pairs: on-policy GKD jsd(0.5)"
+    assert [ours, "-3.0 [-4.0, -2.0]", "-3.0 [-4.0, -2.0]"] in verdict.table[1]
+    assert verdict.parts == ("multi30k", "multi30k_all")
+
+
 def test_claim_2_compares_with_the_better_of_the_fixed(scripts: dict[str, Any], tmp_path: Path) -> None:
     values = {"supervised KD, 10,000 answers": [40.0, 41.0, 42.0], "ImitKD, 10,000 answers": [44.0, 45.0, 46.0]}
     write(tmp_path / "low_data", {**values, "on-policy GKD, 500 problems": [42.0, 43.0, 44.0]})
