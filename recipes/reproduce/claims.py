@@ -1,6 +1,8 @@
 """A judge for each claim of the paper: stored tables in, a verdict out. None where the tables it needs are not there.
 
-The criteria are in the code and on the page, not in anybody's eye. They were set before the experiments ran.
+The criteria are in the code and on the page, not in anybody's eye. They were set before the experiments ran, but for the choice among
+divergences in claim 1 (once for all decodings at first, for each of them since a search on Multi30k's validation split had shown another
+divergence ahead in each) and for claim 6's second half, which made it stricter.
 """
 
 from __future__ import annotations
@@ -27,8 +29,11 @@ from tables import (
 
 GREEDY, SAMPLED = "greedy", "T=1"
 DECODINGS = (GREEDY, SAMPLED)
-TASKS = {"methods": ("arithmetic", 1.5), "multi30k": ("Multi30k", 1.3)}
-PLENTY = "Multi30k, all 29,000 pairs"
+TASKS = {  # with the factor that claim 1 asks of each
+    "methods": ("arithmetic, few outputs", 1.5),
+    "multi30k": ("Multi30k, few outputs", 1.3),
+    "multi30k_all": ("Multi30k, outputs to all prompts", 1.3),
+}
 STUDIES = "smollm2-"  # parts of smollm2.py, named smollm2-TASK-LAYERS
 
 
@@ -43,51 +48,67 @@ def _compared(parts: Mapping[str, Part]) -> dict[str, tuple[str, float]]:
 def on_policy_wins(parts: Mapping[str, Part]) -> Verdict | None:
     """Claim 1."""
     there = _compared(parts)
-    rows, checks, found, panels = [], [], [], []
-    for name, (task, least) in there.items():
-        part = parts[name]
-        gains = {d: {m: part.gain(m, d) for m in part.methods} for d in DECODINGS}
-        panels.append(Panel(task, "", f"gain in {part.metric}, test", gains))
-        ours = max((m for m in part.methods if m.startswith("on-policy")), key=lambda m: _on_validation(part, m))
-        for method in part.methods:
-            cells = [shown(*part.gain(method, d)) for d in DECODINGS]
-            rows.append([f"{task}: {method}{' (chosen)' if method == ours else ''}", *cells])
-        wins = {}
-        for decoding in DECODINGS:
-            gain, interval = part.gain(ours, decoding)
-            others = [part.gain(m, decoding) for m in ("supervised KD", "SeqKD")]
-            # A factor says nothing of a loss: -4 is "at least" 1.5 times -5.
-            wins[decoding] = gain > 0 and all(gain >= least * other and above(interval, ends) for other, ends in others)
-            ratios = ", ".join(shown(gain / other, digits=2) if other > 0 else "no gain" for other, _ in others)
-            found.append(
-                f"{task}, {decoding}: {ours} gains {ratios} times what supervised KD and SeqKD gain, {_word(wins[decoding])}"
-            )
-        checks.append(any(wins.values()))
     if not there:
         return None
-    plenty = parts["multi30k_all"]
-    for method in plenty.methods if plenty.is_there else ():
-        rows.append([f"{PLENTY}: {method}", *(shown(*plenty.gain(method, d)) for d in DECODINGS)])
+    rows, wins, found, panels = [], [], [], []
+    for name, (task, least) in there.items():
+        part = parts[name]
+        chosen = {d: _best_on_validation(part, d) for d in DECODINGS}
+        panels.append(_gains_panel(part, task))
+        for method in part.methods:
+            marks = {d: " (chosen)" if method == chosen[d] else "" for d in DECODINGS}
+            rows.append([f"{task}: {method}", *(f"{shown(*part.gain(method, d))}{marks[d]}" for d in DECODINGS)])
+        won, words = zip(*(_wins(part, chosen[d], d, least) for d in DECODINGS), strict=True)
+        wins.append(any(won))
+        found += [f"{task}, {decoding}: {word}" for decoding, word in zip(DECODINGS, words, strict=True)]
     return Verdict(
         1,
         "On-policy beats fixed data",
         "gain over the initial student 2.1 (XSum), 1.7 (WMT14), 1.9 (GSM8K) times that of the baselines",
-        outcome(checks),
-        "On a task, in at least one decoding: the gain of on-policy GKD (of several divergences the one that is best on validation) "
-        "is positive, at least 1.5 times (Multi30k: 1.3 times) that of supervised KD and of SeqKD, and its 95% interval over seeds and "
-        "examples lies above theirs. These two have few outputs, those of the student's fine-tuning (arithmetic: 1,000 problems, Multi30k: "
-        "2,900 sentences), on-policy GKD ten times the prompts and no output. In the table and not in the criterion: SeqKD on all "
-        "prompts, and on Multi30k a student fine-tuned on all pairs, with all sentences for every method.",
+        outcome(wins),
+        "For each comparison, in at least one decoding and at equal steps: the gain of on-policy GKD (of several divergences the one that "
+        "is best on validation in that decoding) is positive, at least 1.5 times (Multi30k: 1.3 times) that of supervised KD and of SeqKD, "
+        "and its 95% interval over seeds and examples lies above theirs. Few outputs: supervised KD and SeqKD have those that the student "
+        "was fine-tuned on (arithmetic 1,000 problems, Multi30k 2,900 sentences), on-policy GKD ten times the prompts and no output. "
+        "Outputs to all prompts: the student was fine-tuned on all pairs, and all methods have all sentences.",
         (["gain on the test split", *DECODINGS], rows),
         "; ".join(found) + ".",
-        (*there, *([plenty.name] if plenty.is_there else [])),
+        tuple(there),
         tuple(panels),
     )
 
 
-def _on_validation(part: Part, method: str) -> float:
-    """Mean over seeds and decodings of the headline metric on validation."""
-    return fmean(v for d in DECODINGS for v in part.per_seed(method, part.metric, d, "validation").values())
+def _gains_panel(part: Part, title: str) -> Panel:
+    gains = {d: {m: part.gain(m, d) for m in part.methods} for d in DECODINGS}
+    return Panel(title, "", f"gain in {part.metric}, test", gains)
+
+
+def _wins(part: Part, ours: str, decoding: str, least: float) -> tuple[bool, str]:
+    """Whether `ours` meets claim 1's criterion in a decoding; that in words, with what speaks against it."""
+    gain, interval = part.gain(ours, decoding)
+    fixed = ("supervised KD", "SeqKD")
+    others = [part.gain(m, decoding) for m in fixed]
+    # A factor says nothing of a loss: -4 is "at least" 1.5 times -5.
+    won = gain > 0 and all(gain >= least * other and above(interval, ends) for other, ends in others)
+    ratios = ", ".join(shown(gain / other, digits=2) if other > 0 else "no gain" for other, _ in others)
+    words = [f"{ours} gains {ratios} times what supervised KD and SeqKD gain, {_word(won)}"]
+    for control in part.methods:
+        if control not in fixed and not control.startswith("on-policy"):
+            words.append(f"{control}, gains {shown(*part.gain(control, decoding))}")
+    times = [part.gain_at_equal_time(m, decoding) for m in (ours, *fixed)]
+    if None not in times:
+        words.append(
+            f"at equal time (validation) the three gain {', '.join(shown(time) for time in times if time is not None)}"
+        )
+    return won, "; ".join(words)
+
+
+def _best_on_validation(part: Part, decoding: str) -> str:
+    """The on-policy method whose headline metric, mean over seeds, is highest on validation."""
+    return max(
+        (m for m in part.methods if m.startswith("on-policy")),
+        key=lambda m: fmean(part.per_seed(m, part.metric, decoding, "validation").values()),
+    )
 
 
 def _word(passed: bool) -> str:
@@ -267,18 +288,23 @@ def reward_and_quality(parts: Mapping[str, Part]) -> Verdict | None:
 
     best = max(inner, key=lambda m: over_seeds(reward[m])[0])
     winners = [m for m in inner if beats(m)]
-    rises = difference(reward[best], reward[last])
+    rises, trend = difference(reward[best], reward[last]), difference(reward[first], reward[last])
+    before = [part.reference("initial student", d) for d in (SAMPLED, GREEDY)]
+    if None not in before:
+        rows.append(["student before", *(shown(value) for value in before if value is not None), "–"])
     return Verdict(
         6,
         "RL + GKD improves reward and quality together",
         "reward (entailment) rises as alpha falls, ROUGE-2 as it rises; both above the initial student",
-        outcome([bool(winners), positive(rises[1])]),
+        outcome([bool(winners), positive(rises[1]), positive(trend[1])]),
         "Some alpha between 0 and 1 surely (95% interval over paired seeds) has a higher reward than both ends and is not surely farther "
-        "from the teacher than GKD alone; or it is surely nearer to the teacher than both and has not surely less reward than either. In "
-        "part: the best of them surely has a higher reward than GKD alone.",
+        "from the teacher than GKD alone, or it is surely nearer to the teacher than both and has not surely less reward than either; the "
+        "best of them surely has a higher reward than GKD alone; and, as published, reward alone ends with more reward than GKD alone. In "
+        "part: some of this.",
         (["", "reward = accuracy at T = 1, test", "accuracy, greedy, test", "reverse KL to the teacher, nats"], rows),
-        f"{best} has the highest reward inside, {shown(*rises)} points over GKD alone; the criterion holds for "
-        f"{', '.join(winners) or 'no alpha'}.",
+        f"{best} has the highest reward inside, {shown(*rises)} points over GKD alone, and gains {shown(*part.gain(best, GREEDY))} "
+        f"points greedily over the student before it; the first criterion holds for {', '.join(winners) or 'no alpha'}. Reward alone ends "
+        f"{shown(*trend)} points from GKD alone.",
         ("rl",),
         (
             _panel(part, "", {m: alpha for alpha, m in by_alpha.items()}, "alpha"),

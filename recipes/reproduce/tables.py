@@ -63,9 +63,12 @@ class Part:
     @cached_property
     def lines(self) -> dict[tuple[str, str], Line]:
         """By method and decoding, at equal steps."""
+        return self._lines("steps")
+
+    def _lines(self, budget: str) -> dict[tuple[str, str], Line]:
         found = {}
         for row in read(self.folder / "summary.csv"):
-            if row["budget"] == "steps":
+            if row["budget"] == budget:
                 value, gain = _estimate(row, "value"), _estimate(row, "gain")
                 line = Line(row["method"], value, gain, int(row["seeds"]), float(row["seconds"]))
                 found[row["method"], row["decoding"]] = line
@@ -83,6 +86,11 @@ class Part:
         if math.isnan(found[0]):
             raise Incomplete(f"part {self.name}: the initial student of {method} was not tested")
         return found
+
+    def gain_at_equal_time(self, method: str, decoding: str) -> float | None:
+        """On validation, at the last evaluation within the seconds that the quickest method trains for; None without one."""
+        line = self._lines("time").get((method, decoding))
+        return None if line is None or math.isnan(line.gain[0]) else line.gain[0]
 
     @property
     def methods(self) -> list[str]:
