@@ -73,7 +73,7 @@ def on_policy_wins(parts: Mapping[str, Part]) -> Verdict | None:
         "was fine-tuned on (arithmetic 1,000 problems, Multi30k 2,900 sentences), on-policy GKD ten times the prompts and no output. "
         "Outputs to all prompts: the student was fine-tuned on all pairs, and all methods have all sentences.",
         (["gain on the test split", *DECODINGS], rows),
-        "\n\n" + "\n".join(f"- {line}." for line in found) + "\n\n",
+        "\n\n" + "\n".join(f"- {line}." for line in found),
         tuple(there),
         tuple(panels),
     )

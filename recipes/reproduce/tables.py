@@ -223,7 +223,7 @@ class Verdict:
         outcome: "reproduced", "reproduced in part" or "not reproduced".
         criterion: what had to hold.
         table: header and rows.
-        found: the sentence that the outcome rests on.
+        found: what the outcome rests on, a sentence or a list.
         parts: whose tables it is made from.
         panels: of its figure.
     """

@@ -85,7 +85,8 @@ def section(verdict: Verdict) -> str:
             f"Criterion: {verdict.criterion}",
             f"![]({verdict.figure})",
             markdown(*verdict.table),
-            f"Found: {verdict.found} Tables: {links}.".replace("\n\n Tables", "\n\nTables").replace(": \n", ":\n"),
+            f"Found:{verdict.found}" if verdict.found.startswith("\n") else f"Found: {verdict.found}",
+            f"Tables: {links}.",
         ]
     )
 
