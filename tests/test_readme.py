@@ -1,0 +1,129 @@
+"""What the README tells its reader to type is accepted: commands, options, the Python example."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import tutelage
+import tutelage.run
+from tutelage import cli_options
+from tutelage.cli import train_config
+from tutelage.compare.config import ComparisonOptions
+from tutelage.eval.request import EvalRequest
+from tutelage.tasks import TASKS, Task, load_task, task_options
+from tutelage.train import config_io
+from tutelage.train.config import Config, Recipe
+from tutelage.train.methods import METHODS, resolve
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUANTISED = "--teacher-model.quantization.quant_method bitsandbytes --teacher-model.quantization.load_in_8bit true"
+
+
+def command(name: str) -> list[str]:
+    """The arguments of the one `tutelage NAME` that stands in a block of its own."""
+    blocks = re.findall(rf"^    tutelage {name} ((?:.+\\\n)*.+)$", README, re.MULTILINE)
+    assert len(blocks) == 1
+    return shlex.split(blocks[0].replace("\\\n", " "))
+
+
+def python_example() -> str:
+    (code,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    return str(code)
+
+
+def test_train() -> None:
+    config = train_config(command("train"))
+    assert config.task.options == {"validation_fraction": 0.05, "metric": "rougeL"}
+    assert str(config.output) == "runs/mine"
+    assert resolve(config).student_data_fraction == 1
+
+
+def test_a_quantised_teacher() -> None:
+    assert QUANTISED in README
+    config = train_config([*command("train"), *shlex.split(QUANTISED)])
+    assert config.teacher_model.quantization == {"quant_method": "bitsandbytes", "load_in_8bit": True}
+
+
+def test_eval_marks_what_train_evaluated() -> None:
+    positional = {"model": cli_options.Positional(str, "")}
+    given, options = cli_options.parse(EvalRequest, command("eval"), prog="", description="", positional=positional)
+    request, trained = config_io.validate(EvalRequest, {**options, **given}), train_config(command("train"))
+    assert request.task == trained.task
+    assert request.split == "validation"
+    assert Path(request.model) == trained.output / "model"
+    assert request.teacher == trained.teacher
+
+
+def test_the_recipe_of_compare_is_there() -> None:
+    assert (ROOT / command("compare")[0]).is_file()
+
+
+def test_the_reward_is_one_of_the_default_task() -> None:
+    (spelled,) = re.findall(r"`(--method rl_gkd .+?)`", README)
+    config = train_config([*command("train"), *shlex.split(spelled)])
+    assert resolve(config).divergence is not None
+    task = load_task(config.task.name, data="rows.jsonl")
+    assert config.rl.reward in task.rewards  # type: ignore[attr-defined]
+    assert config.rl.alpha == 0.9
+
+
+def test_later_methods_are_spelled_as_they_are_accepted() -> None:
+    (sentence,) = re.findall(r"^Override any of it: (.+?)\. Divergences", README, re.MULTILINE | re.DOTALL)
+    options = {spelled.split()[0]: spelled.split()[1:] for spelled in re.findall(r"`(--[^`]+)`", sentence)}
+    clip = ["--rollout.importance-clip", *options["--rollout.importance-clip"]]
+    for name in ("--rollout.replay", "--rollout.teacher-share"):
+        objective = resolve(train_config([*command("train"), name, *options[name], *clip]))
+        assert objective.importance_clip == 2
+        assert (objective.replay > 0) != (objective.teacher_share > 0)
+    sequence_level = ["--loss.sequence-level", *options["--loss.sequence-level"]]
+    assert resolve(train_config([*command("train"), *sequence_level])).sequence_level
+
+
+def test_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Config] = []
+
+    def run(config: Config, **models: object) -> SimpleNamespace:
+        seen.append(config)
+        return SimpleNamespace(student=SimpleNamespace(module=None))
+
+    monkeypatch.setattr(tutelage.run, "run", run)
+    exec(python_example(), {})
+    (config,) = seen
+    resolve(config)
+    assert config.task.options["validation_fraction"] == 0.05  # or there is no `.before` and `.after`
+    assert config.output != train_config(command("train")).output  # which holds a run
+
+
+def test_the_members_of_a_task() -> None:
+    (sentence,) = re.findall(r"the (\w+ members of `tutelage\.tasks\.Task`: .+?)\. ", README, re.DOTALL)
+    number, *_ = sentence.split()
+    members = re.findall(r"`(\w+)`", sentence)
+    methods = {name for name, value in vars(Task).items() if callable(value) and not name.startswith("_")}
+    assert set(members) == methods | set(Task.__annotations__)
+    assert (number, len(members)) == ("seven", 7)
+
+
+def test_every_option_is_known() -> None:
+    known = {
+        key.replace("_", "-") for section in (Recipe, EvalRequest, ComparisonOptions) for key in config_io.keys(section)
+    }
+    mappings = ("task.options", "teacher-model.quantization")
+    named = set(re.findall(r"--([a-z][a-z-]*(?:\.[a-zA-Z0-9_-]+)*)", README))
+    assert len(named) > 40
+    for option in sorted(named - {"help"}):
+        if option.startswith("task.options."):
+            inner = option.removeprefix("task.options.")
+            assert inner == "KEY" or inner in task_options("jsonl"), option
+        elif not option.startswith(mappings):
+            assert option in known, option
+
+
+def test_methods_and_tasks_are_all_in_their_tables() -> None:
+    cells = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
+    assert {*METHODS, *TASKS} <= set(cells)
