@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/loss_projection.py
 
-The chunks are those that the default budget makes at the sizes of loss.py. Forms take turns; the number of rows that the library uses
-is marked; results/projection.json keeps the figures. One minute.
+The chunks are those that the default budget makes at the sizes of loss.py, and all tokens at once. Forms take turns; the block that the
+library uses is marked; results/projection.json keeps the figures. Two minutes.
 """
 
 from __future__ import annotations
@@ -22,33 +22,35 @@ from rich.table import Table
 from tutelage.fused import base
 
 RESULTS = Path(__file__).resolve().parent / "results" / "projection.json"
-CHUNKS = ((205, 1024, 151936), (205, 2048, 151936), (512, 576, 49152), (512, 896, 49152))  # tokens, hidden, vocabulary
-ROWS = (1024, 4096, 8192, 16384)
+CHUNKS = (  # tokens, hidden, vocabulary
+    (205, 1024, 151936), (205, 2048, 151936), (1024, 1024, 151936), (512, 576, 49152), (512, 896, 49152), (2048, 896, 49152),
+)  # fmt: skip
+MEGABYTES = (1, 2, 4, 8, 16)  # of a block
 PLAIN = "plain product"
 
 
 def measure(tokens: int, hidden: int, vocabulary: int, repetitions: int) -> dict[str, dict[str, float]]:
-    """Seconds by form, the plain product or the rows at a time; the first turn warms up."""
+    """Seconds by form, the plain product or the MB of a block; the first turn warms up."""
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(tokens, hidden, generator=generator)
     weight = torch.randn(vocabulary, hidden, generator=generator)
     out = torch.empty(tokens, vocabulary)
-    forms = (PLAIN, *ROWS)
+    forms = (PLAIN, *MEGABYTES)
     runs: dict[int | str, list[float]] = {form: [] for form in forms}
-    used = base._BLOCK_ROWS
+    used = base._BLOCK_BYTES
     try:
         for repetition in range(1 + repetitions):
             for form in forms:
                 started = time.perf_counter()
                 if isinstance(form, int):
-                    base._BLOCK_ROWS = form
+                    base._BLOCK_BYTES = form * 2**20
                     base.project_in_blocks(states, weight, None, out)
                 else:
                     torch.mm(states, weight.T, out=out)
                 if repetition:
                     runs[form].append(time.perf_counter() - started)
     finally:
-        base._BLOCK_ROWS = used
+        base._BLOCK_BYTES = used
     return {str(form): machine.spread(seconds) for form, seconds in runs.items()}
 
 
@@ -59,8 +61,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    table = Table(box=SIMPLE, title=f"GFLOP/s at the median; the library takes {base._BLOCK_ROWS} rows at a time")
-    for heading in ("tokens, hidden, vocabulary", PLAIN, *map(str, ROWS)):
+    table = Table(box=SIMPLE, title=f"GFLOP/s at the median; the library's blocks have {base._BLOCK_BYTES // 2**20} MB")
+    for heading in ("tokens, hidden, vocabulary", PLAIN, *(f"{size} MB" for size in MEGABYTES)):
         table.add_column(heading, justify="right")
     cases = []
     for tokens, hidden, vocabulary in CHUNKS:

@@ -188,7 +188,8 @@ def test_float32_within_its_rounding_of_float64(tokens):
     single, order = Problem(torch.float32), slice(0, tokens)
     exact = exact_twin(single)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "_BLOCK_ROWS", 64)
+        patch.setattr(base, "_BLOCK_BYTES", 0)
+        patch.setattr(base, "_LEAST_ROWS", 64)
         loss = single.loss(order=order, budget_bytes=100_000)
         gradients = single.gradients(order=order, budget_bytes=100_000)
     assert loss.item() == pytest.approx(exact.loss(order=order).item(), rel=1e-5)
