@@ -1,10 +1,11 @@
 """The paper's first claim on real tasks with a real model, for a GPU: three sizes of student cut out of SmolLM2-135M.
 
     .venv/bin/python recipes/reproduce/smollm2.py --model SmolLM2-135M-Instruct --task gsm8k --data FOLDER --layers 20 10 5
+    .venv/bin/python recipes/reproduce/smollm2.py --model SmolLM2-135M-Instruct --task aeslc --data FOLDER --layers 20 --small
 
 One after the other, each once: the teacher is fine-tuned on the task, every student recovers from being cut, and methods are
 compared from each student with rates chosen on validation. `smollm2.yaml` has all settings. The same command goes on after a kill.
-Tables go to docs/results/reproduction/smollm2-TASK-LAYERS, where `verdicts.py` finds them.
+Tables go to docs/results/reproduction/smollm2-TASK-LAYERS (smollm2-TASK-small-LAYERS), where `verdicts.py` finds them.
 """
 
 from __future__ import annotations
@@ -76,6 +77,12 @@ class Study:
         return {**chosen, "base": base, "output": str(self.output / f"compare-{layers}")}
 
 
+def chosen(settings: Mapping[str, Any], small: bool) -> dict[str, Any]:
+    """The settings for a GPU, or those with what `small` puts over them."""
+    whole = {name: value for name, value in settings.items() if name != "small"}
+    return config_io.deep_merge(whole, settings["small"]) if small else whole
+
+
 def _filled(tree: Any, data: str) -> Any:
     """The tree with the data's folder where its strings say "{data}"."""
     if isinstance(tree, Mapping):
@@ -93,18 +100,22 @@ def main() -> int:
     parser.add_argument(
         "--layers", nargs="+", type=int, default=[20, 10, 5], help="sizes of student (default: 20 10 5)"
     )
+    parser.add_argument(
+        "--small", action="store_true", help="for two processor cores: fewer and shorter steps, no search"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--results", type=Path, default=verdicts.FOLDER)
     options = parser.parse_args()
     console = Console()
-    study = Study(settings, options.task, options.model, options.data, options.output / f"smollm2-{options.task}")
+    name = f"smollm2-{options.task}{'-small' if options.small else ''}"
+    study = Study(chosen(settings, options.small), options.task, options.model, options.data, options.output / name)
     failed = False
     try:
         once(study.teacher_config(), console)
         for layers in options.layers:
             once(study.student_config(layers), console)
             result = compare(study.comparison(layers), console=console)
-            keep_tables(result.recipe.output, options.results / f"smollm2-{options.task}-{layers}")
+            keep_tables(result.recipe.output, options.results / f"{name}-{layers}")
             failed |= bool(result.exit_code)
         console.print(f"verdicts: {verdicts.write(options.results)}", soft_wrap=True, highlight=False)
     except UserError as error:

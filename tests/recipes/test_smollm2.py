@@ -40,13 +40,20 @@ def settings(script: Any) -> dict[str, Any]:
     return config_io.load_yaml(script.SETTINGS)
 
 
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("task", ["gsm8k", "aeslc", "t0_mixture"])
-def test_every_stage_resolves(script: Any, settings: dict[str, Any], task: str, tmp_path: Path) -> None:
-    study = script.Study(settings, task, "hub/model", Path("rows"), tmp_path)
+def test_every_stage_resolves(script: Any, settings: dict[str, Any], task: str, small: bool, tmp_path: Path) -> None:
+    study = script.Study(script.chosen(settings, small), task, "hub/model", Path("rows"), tmp_path)
     teacher, student = config_io.build(study.teacher_config()), config_io.build(study.student_config(10))
     assert (teacher.method, teacher.student, teacher.teacher) == ("sft", "hub/model", None)
     assert (student.student_model.layers, student.teacher) == (10, str(tmp_path / "teacher" / "model"))
     assert teacher.rollout == student.rollout
+    assert (teacher.train.steps, student.train.batch_size) == ((60, 8) if small else (700, 32))
+    assert len(study.comparison(10)["search"]["train.learning_rate"]) == (1 if small else 3)
+    assert (
+        teacher.task.max_prompt_tokens
+        == {"gsm8k": None, "aeslc": 256 if small else 512, "t0_mixture": 192 if small else 512}[task]
+    )
     expected = {"gsm8k": "rows", "aeslc": "rows/train.jsonl", "t0_mixture": "rows"}[task]
     assert teacher.task.data == student.task.data == expected
     if task == "aeslc":
