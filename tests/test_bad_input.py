@@ -213,7 +213,7 @@ CASES: dict[str, tuple[Break, Sequence[str]]] = {
     "missing teacher folder": (key("teacher", "./nowhere/teacher"), ["no model folder at './nowhere/teacher'"]),
     "different tokenizers": (foreign_teacher, ["different tokenizers: 2 ids differ", "student '$', teacher '%'"]),
     "too many layers": (key("student_model", {"init": "teacher_layers", "layers": 3}), ["layers=3, but the teacher has 2"]),
-    "past the last position": (key("rollout.max_new_tokens", 90), ["96 positions", "completions of up to 90", "lower task.max_prompt"]),
+    "past the last position": (key("rollout.max_new_tokens", 93), ["96 positions", "up to 5 and", "up to 93", "lower task.max_prompt"]),
     "completion past the last position": (
         row({"prompt": "1", "completion": "2 " * 100}, method="supervised_kd"),
         ["training example 2 has a prompt of 1 and a completion of", "has 96 positions"],

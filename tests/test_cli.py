@@ -105,6 +105,20 @@ def test_unknown_option_names_the_nearest(capsys: pytest.CaptureFixture[str]) ->
     assert "--train.steps" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", *MODELS, "--train.lr", "5"], "unknown option --train.lr; did you mean --train.learning-rate?"),
+        (["train", *MODELS, "--lr=5"], "unknown option --lr; did you mean --train.learning-rate?"),
+        (["eval", "m", "--mnt", "5"], "unknown option --mnt; did you mean --max-new-tokens?"),
+        (["compare", "--base.train.bs", "5"], "unknown option --base.train.bs; did you mean --base.train.batch-size?"),
+    ],
+)
+def test_initials_lead_to_the_option(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_unknown_key_in_the_recipe_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("train: {step: 5}\n")
@@ -121,6 +135,7 @@ def test_help_comes_from_the_configuration_with_the_recipe_as_default(
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--train.steps INT Optimiser steps. (default: 7)" in text
     assert "task.options" in text
+    assert "Options override the keys of the recipe." in text
 
 
 @pytest.mark.parametrize(
@@ -216,7 +231,9 @@ def test_report_draws_the_runs_it_is_given(tmp_path: Path, capsys: pytest.Captur
 
 def test_compare_needs_a_recipe_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare"]) == 2
-    assert "needs a recipe" in capsys.readouterr().err
+    asked = capsys.readouterr().err
+    assert "needs a recipe, such as recipes/compare/arithmetic.yaml" in asked
+    assert (Path(__file__).parents[1] / "recipes/compare/arithmetic.yaml").is_file()
     assert cli.main(["compare", str(tmp_path / "none.yaml")]) == 2
     assert "cannot read the recipe" in capsys.readouterr().err
 

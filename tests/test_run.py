@@ -299,6 +299,44 @@ def test_sigterm_after_an_earlier_run_was_overwritten_speaks_of_the_new_one(
         run.run(make_config(overwrite=True), student=live(), teacher=live(seed=1), task=Sums())
 
 
+def test_a_run_without_progress_ends_with_its_table_and_its_paths(
+    make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = {"final": "validation", "temperatures": [0.0], "bootstrap": 10, "marks": 0}
+    config = make_config(eval=evaluation)
+    assert not config.log.progress
+    result = run.run(config, student=live(), teacher=live(seed=1), task=Sums())
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[-2:] == [f"student: {result.folder}", f"report: {config.output / 'report.html'}"]
+    assert "agreement with the teacher" in printed.out
+    assert "evaluating" not in printed.err
+    run.run(make_config(overwrite=True), student=live(), teacher=live(seed=1), task=Sums(), console=Console(quiet=True))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("short", ["student", "teacher", "other teacher"])
+def test_held_out_prompts_must_fit_the_positions_of_all_models(
+    short: str, make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    class Longer(Sums):
+        def examples(self, split: str) -> Sequence[Example]:
+            return [{"a": 1000, "b": 0}] if split == "validation" else super().examples(split)
+
+    models = {name: live(seed=seed) for seed, name in enumerate(("student", "teacher", "other teacher"))}
+    for name, model in models.items():
+        model.name = name
+        model.base.config.max_position_embeddings = 97 if name == short else 98  # 8 of the prompt, 90 of the completion
+    others = {}
+    if short == "other teacher":
+        load.save(models[short], tmp_path / short)
+        others = {"other_teachers": [str(tmp_path / short)]}
+    config = make_config(**{"eval.final": "validation", "rollout.max_new_tokens": 90}, **others)
+    with pytest.raises(UserError, match=rf"{short} has 97 positions, but it is to read prompts of up to 8 and"):
+        run.run(config, student=models["student"], teacher=models["teacher"], task=Longer())
+    assert not (config.output / "metrics.jsonl").exists()
+
+
 def test_evaluations_are_announced_and_their_number_stands_under_the_table(
     make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,7 +77,7 @@ def train_config(argv: Sequence[str]) -> Config:
             Recipe,
             arguments,
             prog="tutelage train",
-            description="Train a student. Options go before the keys of the recipe.",
+            description="Train a student. Options override the keys of the recipe.",
             defaults=recipe.model_dump(),
             positional={
                 "recipe": cli_options.Positional(Path | None, "A YAML file with any of the keys.", required=False)
@@ -125,7 +125,7 @@ def _compare(argv: Sequence[str]) -> None:
             config.ComparisonOptions,
             arguments,
             prog="tutelage compare",
-            description="Compare methods from one student. Options go before the keys of the recipe.",
+            description="Compare methods from one student. Options override the keys of the recipe.",
             defaults=defaults,
             positional={
                 "recipe": cli_options.Positional(
@@ -139,7 +139,7 @@ def _compare(argv: Sequence[str]) -> None:
     path, _ = parse([a for a in argv if a not in ("-h", "--help")], {})
     if path is None:
         parse(argv, {})
-        raise UserError("tutelage compare needs a recipe; recipes/compare/ has some")
+        raise UserError("tutelage compare needs a recipe, such as recipes/compare/arithmetic.yaml")
     keys = config.read(path).model_dump(include=set(config.ComparisonOptions.model_fields))
     _, options = parse(argv, keys)
     _hide_loading_bars()

@@ -53,12 +53,13 @@ def parse(
         The values of the positional arguments, and the options that differ from the defaults, nested.
 
     Raises:
-        UserError: a mapping's option without a value.
+        UserError: a mapping's option without a value, or an option of a key's initials.
         SystemExit: help was asked for (status 0); an option that does not exist (its text names the nearest) or that does
             not read as its type (status 2).
     """
     mappings = [key for key, info in config_io.keys(section).items() if _is_mapping(info)]
     rest, given = take_mappings(argv, mappings)
+    _refuse_initials(section, rest)
     leading: list[Any] = []
     for name, argument in (positional or {}).items():
         metavar = name.upper() if argument.required else f"[{name.upper()}]"
@@ -73,6 +74,15 @@ def parse(
     changes = _changes(parsed)
     arguments = {name: changes.pop(name, None) for name in positional or {}}
     return arguments, config_io.deep_merge(changes, given)
+
+
+def _refuse_initials(section: type[Section], argv: Sequence[str]) -> None:
+    """Raises UserError for an option of a key's initials, such as --train.lr: by its letters another key is the nearest."""
+    known = config_io.keys(section)
+    for flag in (argument.partition("=")[0] for argument in argv if argument.startswith("--")):
+        meant = config_io.abbreviated(flag.removeprefix("--").replace("-", "_"), known)
+        if meant is not None:
+            raise UserError(f"unknown option {flag}; did you mean --{meant.replace('_', '-')}?")
 
 
 def take_mappings(argv: Sequence[str], mappings: Iterable[str]) -> tuple[list[str], dict[str, Any]]:

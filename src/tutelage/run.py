@@ -63,13 +63,13 @@ def run(
     Args:
         config: the run.
         student, teacher, task: live objects in place of what the configuration names.
-        console: for the closing table; None: standard output.
+        console: for the samples, the closing table and the paths; None: standard output.
 
     Raises:
         UserError: wrong input (before any long work), a full disk, or a loss that is not finite.
         Interrupted: SIGTERM or Ctrl-C, between steps after a checkpoint; elsewhere SIGTERM, at once.
     """
-    console = console or Console(quiet=not config.log.progress)
+    console = console or Console()
     if config.resume and not holds_run(config.output):
         notices = Console(stderr=True, soft_wrap=True, highlight=False)
         notices.print(f"no run to resume in {config.output}: starting at step 0", style="yellow", markup=False)

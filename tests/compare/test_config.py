@@ -17,7 +17,11 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "compare"
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": [1]}, r"unknown key seed; did you mean base\.seed\?"),
+        ({"seed": [1]}, "^seed is set by the comparison; drop it, and use seeds"),
+        ({"sedes": [1]}, r"^unknown key sedes; did you mean seeds\?"),
+        ({"methodz": []}, r"^unknown key methodz; did you mean methods\?"),
+        ({"train": {"steps": 3}}, r"^unknown key train; did you mean base\.train\?"),
+        ({"learning_rat": 1.0}, r"^unknown key learning_rat; did you mean base\.train\.learning_rate\?"),
         ({"base": {"train": {"stepz": 3}}}, r"base: unknown key train\.stepz; did you mean train\.steps\?"),
         ({"base": {"seed": 3}}, "base: seed is set by the comparison; drop it, and use seeds"),
         ({"base": {"eval.limit": 3}}, r"base: eval\.limit is set by the comparison; drop it, and use validation_limit"),
@@ -43,6 +47,11 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "compare"
 def test_errors_name_the_place_and_the_fix(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         read(raw_recipe(tmp_path, **changes))
+
+
+def test_an_unknown_key_comes_before_the_methods_that_are_missing_for_it() -> None:
+    with pytest.raises(UserError, match=r"^unknown key methodz; did you mean methods\?"):
+        read({"methodz": [{"name": "gkd", "method": "gkd"}]})
 
 
 def test_options_replace_keys_of_the_recipe(tmp_path: Path) -> None:

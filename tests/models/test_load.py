@@ -244,6 +244,17 @@ def test_folder_without_a_model(tmp_path):
         load.load(str(tmp_path), ModelConfig(), CPU)
 
 
+def test_folder_of_a_run_names_the_model_in_it(llama_folder, tmp_path):
+    run = tmp_path / "gkd"
+    shutil.copytree(llama_folder, run / "model")
+    (run / "run.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=rf"{run} is the folder of a run, not of a model; give the model in it: {run}/model"
+    ):
+        load.load(str(run), ModelConfig(), CPU)
+    assert load.load(str(run / "model"), ModelConfig(), CPU).name == str(run / "model")
+
+
 def copied(llama_folder, tmp_path):
     return shutil.copytree(llama_folder, tmp_path / "copy")
 
@@ -349,9 +360,30 @@ def test_gguf_file(tmp_path):
     assert torch.equal(logits(again), logits(student))
 
 
-def test_missing_gguf_file(llama_folder):
-    with pytest.raises(UserError, match="cannot load a model from"):
+def test_missing_gguf_file(llama_folder, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=rf"no GGUF file 'absent\.gguf' in {llama_folder}; that holds no \.gguf file"):
         load.load(str(llama_folder / "absent.gguf"), ModelConfig(), CPU)
+    with pytest.raises(UserError, match=r"no GGUF file 'absent\.gguf' in"):
+        load.load(str(llama_folder), ModelConfig(gguf_file="absent.gguf"), CPU)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q8.gguf").touch()
+    with pytest.raises(UserError, match=rf"no GGUF file 'nope\.gguf' in {tmp_path}; that holds q8\.gguf"):
+        load.load("nope.gguf", ModelConfig(), CPU)
+    with pytest.raises(UserError, match=r"no model folder at 'models'; \. holds q8\.gguf"):
+        load.load("models/nope.gguf", ModelConfig(), CPU)
+
+
+def test_gguf_file_on_the_hub(monkeypatch):
+    asked = []
+
+    def offline(path, gguf_file, **options):
+        asked.append((path, gguf_file))
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
+    with pytest.raises(UserError, match="cannot load a model from 'someone/model': We couldn't connect"):
+        load.load("someone/model/q8.gguf", ModelConfig(), CPU)
+    assert asked == [("someone/model", "q8.gguf")]
 
 
 def test_configurations_of_the_fixtures_have_the_families_they_name():

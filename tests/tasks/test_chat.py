@@ -62,7 +62,6 @@ def test_plain_prompts_are_wrapped_only_on_request():
     assert encode_prompt(with_template, text) == plain(text)
     assert encode_prompt(with_template, text, use_chat="never") == plain(text)
     assert encode_prompt(with_template, text, use_chat="always") == encode_prompt(with_template, CHAT)
-    assert encode_prompt(tokenizer(), text, use_chat="always") == plain(text)
 
 
 def test_messages_that_cannot_be_encoded():
@@ -70,6 +69,12 @@ def test_messages_that_cannot_be_encoded():
         encode_prompt(tokenizer(), CHAT)
     with pytest.raises(UserError, match="use_chat is never, but the task's prompts are chat messages"):
         encode_prompt(tokenizer(chat_template=TEMPLATE), CHAT, use_chat="never")
+    always = (
+        r"task\.use_chat is always, but the tokenizer .* has no chat template; .* set task\.use_chat to auto or never"
+    )
+    for prompt in (CHAT[0]["content"], CHAT):
+        with pytest.raises(UserError, match=always):
+            encode_prompt(tokenizer(), prompt, use_chat="always")
 
 
 @pytest.mark.parametrize("single", [None, "<s> $A", "$A </s>", "<s> $A </s>"])

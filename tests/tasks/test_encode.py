@@ -13,7 +13,7 @@ from tutelage.errors import UserError
 from tutelage.tasks import encode
 from tutelage.tasks.arithmetic import Arithmetic
 from tutelage.tasks.base import Example, Generation, Message, Scores
-from tutelage.tasks.encode import Encoding, GeneratedSplit, chosen, encode_split, fingerprint
+from tutelage.tasks.encode import Encoding, GeneratedSplit, chosen, encode_split, fingerprint, longest_prompt
 
 
 @dataclass
@@ -116,6 +116,14 @@ def test_encoding_many_rows_shows_its_progress(
     assert shown == [False, False, True]
 
 
+def test_the_longest_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert longest_prompt(encode_split(Rows([("1", "2"), ("1 2", "3"), ("4", None)]), "train", encoding())) == 2
+    assert longest_prompt(()) == 0
+    monkeypatch.setattr(encode, "_MANY", 4)
+    generated = encode_split(Arithmetic(train_size=5, level="easy"), "train", encoding(max_prompt_tokens=60))
+    assert longest_prompt(generated) == 60  # any prompt may still come
+
+
 def test_examples_made_when_asked_for_wait_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Arithmetic(train_size=5, level="easy")
     at_once = encode_split(task, "train", encoding(max_prompt_tokens=60))
@@ -215,6 +223,11 @@ class Chats(Rows):
 
     def prompt(self, example: Example) -> Sequence[Message]:  # type: ignore[override]
         return [{"role": "user", "content": str(example["question"])}]
+
+
+def test_a_template_that_is_asked_for_must_be_there_before_anything_is_encoded() -> None:
+    with pytest.raises(UserError, match=r"task\.use_chat is always, but the tokenizer .* has no chat template"):
+        encoding(use_chat="always")
 
 
 def test_completions_of_chats_end_with_the_turn() -> None:

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tutelage.errors import UserError
+from tutelage.errors import MissingSplitError, UserError
 from tutelage.tasks.hashing import content_hash
 from tutelage.tasks.rows import DataSource, column, read_file, text
 
@@ -70,6 +70,7 @@ def test_drop_empty(tmp_path):
     ("content", "message"),
     [
         (lines(pair(1), '{"prompt": "p",'), r"a\.jsonl, line 2: not valid JSON \(.* at column \d+\)"),
+        (lines(pair(1), '{"prompt": "1", "completion":'), r"line 2: not valid JSON \(Expecting value at column 30\)"),
         (lines(pair(1), "", "[1, 2]"), r"a\.jsonl, line 3: an array; each line must be one JSON object"),
         (lines("null"), r"a\.jsonl, line 1: null; each line must be one JSON object"),
         (
@@ -77,6 +78,15 @@ def test_drop_empty(tmp_path):
             "line 1: no column 'prompt'; it has 'question', 'answer'; set --task.options.prompt_column",
         ),
         (lines({}), "line 1: no column 'prompt'; it has none"),
+        (
+            lines({"messages": []}),
+            "it has 'messages'; set --task.options.messages_column messages where these are chats, or --task.options.prompt_column",
+        ),
+        (
+            lines({"prompt": "p"}),
+            "no column 'completion'; it has 'prompt'; set --task.options.completion_column to the right one; data without "
+            "references is for the jsonl task, with --task.options.completion_column null --task.options.metric none$",
+        ),
         (
             lines(pair(1), {"prompt": " \n", "completion": "c"}),
             "line 2: column 'prompt' is empty; the prompt needs text",
@@ -127,14 +137,29 @@ def test_missing_files_name_what_exists(tmp_path):
 
 def test_missing_splits_name_the_option(tmp_path):
     (tmp_path / "train.jsonl").write_text(lines(pair(1)))
-    with pytest.raises(
-        UserError, match=r"validation split is missing: .* it has train\.jsonl; give validation_data, or set"
-    ):
+    validation = (
+        r"validation split is missing: .* it has train\.jsonl; set --task\.options\.validation_data to a file, or "
+        r"--task\.options\.validation_fraction \(0\.05, say\)"
+    )
+    with pytest.raises(UserError, match=validation):
         source(tmp_path).split("validation")
-    with pytest.raises(UserError, match="gives the train split only; give test_data"):
+    with pytest.raises(UserError, match=r"gives the train split only; set --task\.options\.test_data to a file$"):
         source(tmp_path / "train.jsonl").split("test")
     with pytest.raises(UserError, match="split is 'dev'; it must be one of"):
         source(tmp_path).split("dev")
+
+
+@pytest.mark.parametrize("offered", ["file in the folder", "option", "fraction"])
+def test_a_missing_test_split_points_to_the_validation_split(tmp_path, offered):
+    (tmp_path / "train.jsonl").write_text(lines(pair(1)))
+    damaged = tmp_path / ("validation.jsonl" if offered == "file in the folder" else "held_out.jsonl")
+    damaged.write_text("{")  # the message is about the test split all the same
+    options = {"option": {"validation_data": str(damaged)}, "fraction": {"validation_fraction": 0.5}}.get(offered, {})
+    data = tmp_path if offered == "file in the folder" else tmp_path / "train.jsonl"
+    with pytest.raises(
+        MissingSplitError, match=r"test_data to a file, or take the validation split \(.* --split validation,"
+    ):
+        source(data, **options).split("test")
 
 
 def test_contradictions(tmp_path):
@@ -157,7 +182,8 @@ def test_hub(monkeypatch):
 
     def load(name, config, revision):
         asked.append((name, config, revision))
-        return datasets.DatasetDict(train=datasets.Dataset.from_list([pair(1), {"prompt": "p", "completion": ""}]))
+        rows = datasets.Dataset.from_list([pair(1), {"prompt": "p", "completion": ""}])
+        return datasets.DatasetDict(dict.fromkeys(("train", *name.split("/")[1:]), rows))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert list(source("someone/something", data_config="main", drop_empty=True).split("train").values) == [pair(1)]
@@ -165,8 +191,12 @@ def test_hub(monkeypatch):
     assert asked == [("someone/something", "main", None), ("someone/something", None, "refs/convert/parquet")]
     with pytest.raises(UserError, match=r"someone/something \(train\), row 2: column 'completion' is empty"):
         source("someone/something").split("train")
-    with pytest.raises(UserError, match="the data set someone/something has no test split; give test_data"):
+    with pytest.raises(UserError, match=r"has no test split; set --task\.options\.test_data to a file$"):
         source("someone/something").split("test")
+    with pytest.raises(
+        UserError, match=r"the data set with/validation has no test split; .* or take the validation split"
+    ):
+        source("with/validation").split("test")
 
 
 def test_hub_offline(monkeypatch):

@@ -10,7 +10,6 @@ from tests.conftest import build_model, fixed_rollouts
 from tutelage.errors import UserError
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
-from tutelage.tasks.encode import Encoding
 from tutelage.train.checks import check_draws, check_length, check_positions, check_signal
 from tutelage.train.config import Config, LossConfig, RolloutConfig
 from tutelage.train.methods import resolve
@@ -32,12 +31,12 @@ def live(family: str = "llama", **options: Any) -> LanguageModel:
 )
 def test_positions(family: str, prompt: int, lack: str | None) -> None:
     model = live(family)
-    encoding = Encoding(model.tokenizer, model.is_encoder_decoder, prompt)
     if lack is None:
-        check_positions(model, encoding, Sampling(10))
+        check_positions(model, prompt, Sampling(10))
     else:
-        with pytest.raises(UserError, match=f"{lack}, but prompts of up to {prompt} and completions of up to 10"):
-            check_positions(model, encoding, Sampling(10))
+        seen = rf"{lack}, but it is to read prompts of up to {prompt} and completions of up to 10 tokens; lower task\.max_prompt_tokens"
+        with pytest.raises(UserError, match=seen):
+            check_positions(model, prompt, Sampling(10))
 
 
 @pytest.mark.parametrize("sampling", [Sampling(5, 0.0), Sampling(5, top_p=0.9), Sampling(5, top_k=3)])

@@ -28,6 +28,7 @@ def test_every_key_has_a_help_text() -> None:
         ({"train": {"step": 5}}, "unknown key train.step; did you mean train.steps?"),
         ({"trian": {"steps": 5}}, "unknown key trian; did you mean train"),
         ({"methd": "gkd"}, "unknown key methd; did you mean method?"),
+        ({"train": {"lr": 1e-3}}, "unknown key train.lr; did you mean train.learning_rate?"),
         ({"log": {"zzzz": 1}}, "unknown key log.zzzz; known are log.trackers, log.project, log.progress, log.samples"),
         ({"train.steps": "many"}, "train.steps: saw 'many', needs a valid integer"),
         ({"train.steps": 0}, "train.steps: saw 0, needs greater than or equal to 1"),
@@ -120,6 +121,16 @@ def test_deep_merge_replaces_values_and_keeps_neighbours() -> None:
     assert base == {"a": {"b": 1, "c": [1]}, "d": 1}
 
 
+def test_initials_stand_for_the_one_key_that_has_them() -> None:
+    known = ["steps", "train.batch_size", "train.learning_rate", "loss.learned_ratio", "train.beam_search"]
+    assert config_io.abbreviated("train.lr", known) == "train.learning_rate"
+    assert config_io.abbreviated("loss.lr", known) == "loss.learned_ratio"
+    assert config_io.abbreviated("lr", known) is None  # either
+    assert config_io.abbreviated("train.bs", known) is None  # either
+    assert config_io.abbreviated("s", known) is None  # one word has no initials
+    assert config_io.abbreviated("train.lr", [*known, "train.lr"]) is None  # a key of its own
+
+
 def test_flat_arguments_find_their_section() -> None:
     options = {"train.batch_size": 4}
     config = config_io.from_flat(**MODELS, steps=7, train={"clip_norm": None}, rank=8, output=Path("out"), **options)
@@ -135,6 +146,7 @@ def test_flat_arguments_find_their_section() -> None:
         ({"temperature": 0.5}, "temperature could be rollout.temperature or loss.temperature"),
         ({"dropout": 0.1}, "student_model.dropout or student_model.lora.dropout"),
         ({"stepz": 5}, "unknown key stepz; did you mean train.steps?"),
+        ({"lr": 5}, "unknown key lr; did you mean train.learning_rate?"),
         ({"steps": 5, "train": {"steps": 6}}, "train.steps is given twice"),
         ({"steps": 5, "train.steps": 6}, "train.steps is given twice"),
     ],

@@ -16,7 +16,7 @@ from tutelage.errors import UserError
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
-from tutelage.tasks import load_task
+from tutelage.tasks import encode, load_task
 from tutelage.tasks.base import Generation
 from tutelage.tasks.encode import chosen
 from tutelage.teacher.local import LocalTeacher
@@ -52,11 +52,22 @@ def test_sampling_is_the_tasks_unless_the_run_says_otherwise(make_config: MakeCo
 
 
 def test_the_teachers_positions_count_too(make_config: MakeConfig) -> None:
-    config = make_config(**{"task.max_prompt_tokens": 97})
+    config = make_config(**{"rollout.max_new_tokens": 97})
     teacher = live("bart")
     teacher.config.decoder_start_token_id = PAD  # as the student's
-    with pytest.raises(UserError, match="tiny-bart has 96 positions in its encoder"):
+    with pytest.raises(UserError, match="tiny-bart has 96 positions in its decoder"):
         prepare(config, student=live("t5"), teacher=teacher)
+
+
+def test_prompts_of_a_given_split_need_the_positions_of_the_longest_not_of_the_limit(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(**{"task.max_prompt_tokens": 500, "overwrite": True})
+    parts, _ = prepare(config, student=live("gpt2"), teacher=live("gpt2", seed=1))
+    assert parts.student.model.max_positions == 96
+    monkeypatch.setattr(encode, "_MANY", 0)  # generated while it is trained on: any length may come
+    with pytest.raises(UserError, match=r"tiny-gpt2 has 96 positions, but it is to read prompts of up to 500"):
+        prepare(config, student=live("gpt2"), teacher=live("gpt2", seed=1))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tutelage.errors import UserError, nearest
+from tutelage.errors import UserError, closest, nearest
 from tutelage.eval.results import Decoding
 from tutelage.section import Section
 from tutelage.train import config_io
@@ -140,6 +140,7 @@ def read(recipe: Path | Mapping[str, Any], options: Mapping[str, Any] | None = N
     if isinstance(raw.get("base"), Mapping):
         raw["base"] = config_io.nest(raw["base"])
     raw = config_io.deep_merge(raw, options or {})
+    _check_keys(raw)
     base = _section(Recipe, raw.get("base", {}), "base")
     entries = raw.get("methods")
     if not isinstance(entries, list | tuple) or not entries:
@@ -151,6 +152,20 @@ def read(recipe: Path | Mapping[str, Any], options: Mapping[str, Any] | None = N
     for where, search in (("search", checked.search), *((f"search of method {m.name}", m.search) for m in methods)):
         _check_search(where, search)
     return checked
+
+
+def _check_keys(raw: Mapping[str, Any]) -> None:
+    """Raises UserError for a key that no comparison has, before anything is said of the keys that are missing for it."""
+    own = ComparisonRecipe.model_fields
+    for key in raw:
+        if key in own:
+            continue
+        if key in _OWN:
+            raise UserError(f"{key} is set by the comparison; drop it, and use {_OWN[key]}")
+        if key in Recipe.model_fields:
+            raise UserError(f"unknown key {key}; did you mean base.{key}?")
+        known = own if closest(key, own) is not None else config_io.keys(ComparisonRecipe)
+        raise UserError(config_io.unknown_key(key, known))
 
 
 def points(search: Search) -> tuple[dict[str, Any], ...]:

@@ -28,12 +28,12 @@ def load(
         dropout: replaces every dropout rate of the configuration.
 
     Raises:
-        UserError: the folder does not exist or holds no complete model, or the model cannot be taken apart.
+        UserError: the folder or the file does not exist, is that of a run, or holds no complete model; or the model cannot be
+            taken apart.
     """
     from safetensors import SafetensorError
 
-    path, gguf_file = _split_gguf(path, options.gguf_file)
-    path = _checked_path(path)
+    path, gguf_file = _located(path, options.gguf_file)
     try:
         module, tokenizer = _load_parts(path, gguf_file, options, fresh, dropout)
     except UserError:
@@ -180,24 +180,37 @@ def save(model: LanguageModel, folder: Path) -> None:
         model.tokenizer.save_pretrained(partial)
 
 
-def _split_gguf(path: str, gguf_file: str | None) -> tuple[str, str | None]:
+def _located(path: str, gguf_file: str | None) -> tuple[str, str | None]:
+    """The folder, ~ expanded, or hub name, and the GGUF file in it.
+
+    What looks local must exist: else the hub is asked, and its error misleads.
+    """
+    slashes_on_hub: tuple[int, ...] = (0, 1)
     if path.endswith(".gguf"):
-        return str(Path(path).parent), Path(path).name
-    return path, gguf_file
-
-
-def _checked_path(path: str) -> str:
-    """The path with ~ expanded. One that looks local must exist: else the hub is asked, and its error misleads."""
+        slashes_on_hub = (1,)  # OWNER/NAME/FILE: a single name before the file is a folder's
+        folder, slash, gguf_file = path.rpartition("/")
+        path = folder or slash or "."
     local = Path(path).expanduser()
     if local.is_dir():
-        return str(local)
-    if not path.startswith((".", "/", "~")) and path.count("/") <= 1 and not local.exists():
-        return path
+        _check_folder(local, gguf_file)
+        return str(local), gguf_file
+    if not path.startswith((".", "/", "~")) and path.count("/") in slashes_on_hub and not local.exists():
+        return path, gguf_file
     seen = sorted(p.name for p in local.parent.iterdir())[:8] if local.parent.is_dir() else []
     raise UserError(
         f"no model folder at {path!r}"
         + (f"; {local.parent} holds {', '.join(seen)}" if seen else f"; {local.parent} does not exist either")
     )
+
+
+def _check_folder(folder: Path, gguf_file: str | None) -> None:
+    """Raises UserError when a folder lacks the GGUF file asked for, or is that of a run, which has its model inside."""
+    if gguf_file is not None:
+        if not (folder / gguf_file).is_file():
+            seen = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "no .gguf file"
+            raise UserError(f"no GGUF file {gguf_file!r} in {folder.absolute()}; that holds {seen}")
+    elif not (folder / "config.json").exists() and (folder / "run.json").is_file() and (folder / "model").is_dir():
+        raise UserError(f"{folder} is the folder of a run, not of a model; give the model in it: {folder / 'model'}")
 
 
 def _dtype(options: ModelConfig, default: str) -> Any:

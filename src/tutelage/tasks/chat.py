@@ -83,15 +83,16 @@ def encode_prompt(
         prompt: plain text, or chat messages.
         add_generation_prompt: end a chat with the opening of the assistant's turn.
         use_chat: "auto": the chat template for messages, plain text as it is; "always": plain text becomes a user
-            message if the tokenizer has a template; "never": messages are an error.
+            message; "never": messages are an error.
         encoder_decoder: the ids go to an encoder, so keep the end-of-sequence token the tokenizer adds (T5); a decoder
             must not see it, because it continues the prompt.
 
     Raises:
-        UserError: messages without a chat template, or with use_chat="never".
+        UserError: messages with use_chat="never"; messages, or use_chat="always", without a chat template.
     """
+    check_template(tokenizer, use_chat)
     if isinstance(prompt, str):
-        if not is_chat(tokenizer, prompt, use_chat):
+        if not is_chat(prompt, use_chat):
             return _encode_text(tokenizer, prompt, encoder_decoder)
         prompt = [{"role": "user", "content": prompt}]
     elif use_chat == "never":
@@ -111,9 +112,18 @@ def encode_prompt(
     return [int(i) for i in ids]
 
 
-def is_chat(tokenizer: Any, prompt: str | Sequence[Message], use_chat: UseChat) -> bool:
+def check_template(tokenizer: Any, use_chat: UseChat) -> None:
+    """Raises UserError when every prompt is to go into the chat template of a tokenizer that has none."""
+    if use_chat == "always" and tokenizer.chat_template is None:
+        raise UserError(
+            f"task.use_chat is always, but the tokenizer {tokenizer.name_or_path!r} has no chat template; use a model whose "
+            "tokenizer has one, or set task.use_chat to auto or never, which leave plain text as it is"
+        )
+
+
+def is_chat(prompt: str | Sequence[Message], use_chat: UseChat) -> bool:
     """Whether `encode_prompt` puts this prompt into the chat template."""
-    return not isinstance(prompt, str) or (use_chat == "always" and tokenizer.chat_template is not None)
+    return not isinstance(prompt, str) or use_chat == "always"
 
 
 def encode_completion(tokenizer: Any, text: str, end: EndOfTurn | None = None) -> list[int]:

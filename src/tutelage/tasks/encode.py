@@ -16,7 +16,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tutelage.errors import UserError
 from tutelage.tasks.base import Example, Generated, Task
-from tutelage.tasks.chat import EndOfTurn, UseChat, encode_completion, encode_prompt, end_of_turn, is_chat
+from tutelage.tasks.chat import (
+    EndOfTurn,
+    UseChat,
+    check_template,
+    encode_completion,
+    encode_prompt,
+    end_of_turn,
+    is_chat,
+)
 from tutelage.types import Prompt
 
 # From so many rows on, encoding takes seconds: it shows its progress, or, for examples made when asked for, waits for them.
@@ -35,6 +43,9 @@ class Encoding:
         max_prompt_tokens: limit of a prompt.
         use_chat: when to apply the chat template.
         skip_long: leave out examples over the limit instead of stopping.
+
+    Raises:
+        UserError: use_chat is "always", and the tokenizer has no chat template.
     """
 
     tokenizer: Any
@@ -42,6 +53,9 @@ class Encoding:
     max_prompt_tokens: int
     use_chat: UseChat = "auto"
     skip_long: bool = False
+
+    def __post_init__(self) -> None:
+        check_template(self.tokenizer, self.use_chat)
 
     @cached_property
     def end_of_turn(self) -> EndOfTurn | None:
@@ -79,7 +93,7 @@ class Encoding:
                 f"{where}: the prompt has {len(ids)} tokens, the limit is {self.max_prompt_tokens}; raise task.max_prompt_tokens, "
                 "or leave such examples out with task.skip_long_prompts"
             )
-        end = self.end_of_turn if is_chat(self.tokenizer, asked, self.use_chat) else None
+        end = self.end_of_turn if is_chat(asked, self.use_chat) else None
         reference = None if text is None else tuple(encode_completion(self.tokenizer, text, end))
         return Prompt(index, tuple(ids), reference, example)
 
@@ -137,6 +151,13 @@ def chosen(count: int, fraction: float, seed: int) -> Sequence[int]:
     # A key of four words: none of the epochs' orders, which have three, is this one (`data.prompts`).
     order = np.random.default_rng([seed, 0, count, 1]).permutation(count)
     return array("q", np.sort(order[: max(1, round(fraction * count))]).tobytes())
+
+
+def longest_prompt(prompts: Sequence[Prompt]) -> int:
+    """Tokens of a split's longest prompt, 0 where it has none; of a split whose examples are generated when asked for: its limit."""
+    if isinstance(prompts, GeneratedSplit):
+        return prompts.encoding.max_prompt_tokens
+    return max((len(prompt.token_ids) for prompt in prompts), default=0)
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:

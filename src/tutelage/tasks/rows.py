@@ -160,7 +160,7 @@ class DataSource:
         if path.is_file():
             return read_file(path) if split == "train" else None
         if path.is_dir():
-            found = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
+            found = _files(path, split)
             if len(found) > 1:
                 raise UserError(
                     f"{path} has both {found[0].name} and {found[1].name}; keep one file for the {split} split"
@@ -180,11 +180,30 @@ class DataSource:
         else:
             seen = f"the data set {self.data} has no {split} split"
         fixes = {
-            "train": "give a file or a folder that has one as data",
-            "validation": "give validation_data, or set validation_fraction (0.05, say) to carve one off the train split",
-            "test": "give test_data",
+            "train": "set --task.data to a file or a folder that has one",
+            "validation": "set --task.options.validation_data to a file, or --task.options.validation_fraction (0.05, say) to carve "
+            "one off the train split",
+            "test": "set --task.options.test_data to a file",
         }
+        if split == "test" and self._offers_validation():
+            fixes["test"] += (
+                ", or take the validation split (tutelage eval: --split validation, train: --eval.final validation)"
+            )
         return f"the {split} split is missing: {seen}; {fixes[split]}"
+
+    def _offers_validation(self) -> bool:
+        """Whether there is a validation split, its rows unread where they are in a file: they may have errors of their own."""
+        if self.validation_fraction is not None or self.validation_data is not None:
+            return True
+        path = Path(self.data).expanduser()
+        if path.exists():
+            return bool(_files(path, "validation"))
+        return _read_hub(self.data, self.data_config, "validation") is not None
+
+
+def _files(folder: Path, split: str) -> list[Path]:
+    """The files in a folder that hold a split, by their name."""
+    return [path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()]
 
 
 def read_file(path: Path) -> Rows:
@@ -213,7 +232,7 @@ def _read_jsonl(path: Path) -> Rows:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
+                value = json.loads(line.rstrip("\n"))  # an error at its end would be in column 1 of the next
             except json.JSONDecodeError as problem:
                 raise UserError(
                     f"{path}, line {number}: not valid JSON ({problem.msg} at column {problem.colno}); "
@@ -310,12 +329,15 @@ def column(row: Example, name: str, option: str) -> Any:
     """The value of a column.
 
     Raises:
-        BadRowError: the column is missing; names the ones that exist and the option that chooses it.
+        BadRowError: the column is missing; names the ones that exist, the option that chooses it, and what else the row may be.
     """
     if name not in row:
-        raise BadRowError(
-            f"no column {name!r}; it has {', '.join(map(repr, row)) or 'none'}; set --task.options.{option} to the right one"
-        )
+        fix = f"set --task.options.{option} to the right one"
+        if option == "prompt_column" and "messages" in row:
+            fix = f"set --task.options.messages_column messages where these are chats, or --task.options.{option} to the right one"
+        elif option == "completion_column":
+            fix += f"; data without references is for the jsonl task, with --task.options.{option} null --task.options.metric none"
+        raise BadRowError(f"no column {name!r}; it has {', '.join(map(repr, row)) or 'none'}; {fix}")
     return row[name]
 
 

@@ -6,7 +6,6 @@ from tutelage.errors import UserError
 from tutelage.estimators import check_on_policy
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
-from tutelage.tasks.encode import Encoding
 from tutelage.teacher.base import parse_signal
 from tutelage.train.config import Config
 from tutelage.train.methods import Objective
@@ -88,13 +87,13 @@ def check_draws(config: Config, objective: Objective, sampling: Sampling) -> Non
         )
 
 
-def check_positions(model: LanguageModel, encoding: Encoding, sampling: Sampling) -> None:
-    """Raises UserError when prompts and completions could pass the model's last position."""
-    lack = model.lack_of_positions(encoding.max_prompt_tokens, sampling.max_new_tokens)
+def check_positions(model: LanguageModel, longest: int, sampling: Sampling) -> None:
+    """Raises UserError when a prompt of `longest` tokens and its completion could pass the model's last position."""
+    lack = model.lack_of_positions(longest, sampling.max_new_tokens)
     if lack is not None:
         raise UserError(
-            f"{lack}, but prompts of up to {encoding.max_prompt_tokens} and completions of up to {sampling.max_new_tokens} tokens "
-            "are allowed; lower task.max_prompt_tokens or rollout.max_new_tokens"
+            f"{lack}, but it is to read prompts of up to {longest} and completions of up to {sampling.max_new_tokens} tokens; lower "
+            "task.max_prompt_tokens (with task.skip_long_prompts, to leave longer prompts out) or rollout.max_new_tokens"
         )
 
 

@@ -146,6 +146,9 @@ def from_flat(**arguments: Any) -> Config:
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """The text of the error about a key that does not exist: the nearest that does, else those of its section."""
     known = list(known)
+    meant = abbreviated(key, known)
+    if meant is not None:
+        return f"unknown key {key}; did you mean {meant}?"
     section, _, name = key.rpartition(".")
     siblings = [other for other in known if other.rpartition(".")[0] == section]
     if section and siblings:
@@ -157,6 +160,19 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     if close is not None:
         return f"unknown key {key}; did you mean {candidates[close]}?"
     return f"unknown key {key}; known are {', '.join(siblings or known)}"
+
+
+def abbreviated(key: str, known: Iterable[str]) -> str | None:
+    """The one known key that an unknown one gives the initials of: train.lr, or lr alone, for train.learning_rate."""
+    known = list(known)
+    section, _, name = key.rpartition(".")
+    found = []
+    for other in known:
+        others_section, _, words = other.rpartition(".")
+        initials = "".join(word[:1] for word in words.split("_"))
+        if "_" in words and initials == name and section in ("", others_section):
+            found.append(other)
+    return found[0] if len(found) == 1 and key not in known else None
 
 
 def _full_key(name: str) -> str:

@@ -24,7 +24,7 @@ from tutelage.rollout.log import RolloutLog
 from tutelage.rollout.native import NativeEngine
 from tutelage.sources import DatasetSource, EngineSource, FirstDraw, Mixture, Replay, Source, replay_share
 from tutelage.tasks import Task, load_task
-from tutelage.tasks.encode import Encoding, GeneratedSplit, encode_split, fingerprint
+from tutelage.tasks.encode import Encoding, GeneratedSplit, encode_split, fingerprint, longest_prompt
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import config_io
 from tutelage.train.checkpoint import Checkpoints, check_identity, require_space
@@ -94,6 +94,8 @@ def prepare(
     stream = training_stream(config, objective, [student, *teachers], task)
     check_data(config, stream.prompts)
     held_out = held_out_prompts(config, student, task)
+    for model in (student, *teachers):  # held-out prompts may be longer than those of the training split
+        check_positions(model, longest_prompt(held_out), sampling_of(config, task))
     require_space(config.output, _bytes_to_write(config, student))
     prepare_output(config, stream.prompts)
     parts = connect(config, objective, student, teachers[0] if teachers else None, task, stream, scorer)
@@ -161,8 +163,9 @@ def training_stream(config: Config, objective: Objective, models: Sequence[Langu
         show_progress=config.log.progress,
     )
     stream = PromptStream(prompts, config.seed)
+    longest = longest_prompt(prompts)
     for model in models:
-        check_positions(model, encoding, sampling)
+        check_positions(model, longest, sampling)
     # A split that is generated as it is trained on is checked then.
     uses_references = objective.fixed_data == "dataset" and objective.student_data_fraction < 1
     if uses_references and not isinstance(prompts, GeneratedSplit):
