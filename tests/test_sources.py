@@ -36,6 +36,24 @@ def mixture(fraction=0.5, unit="sequence", *, seed=0, log=None, batch_size=4):
     return Mixture(stream, batch_size, Scribe("student"), Scribe("dataset"), fraction, unit, seed, log)
 
 
+@pytest.mark.parametrize("unit", ["step", "sequence"])
+def test_fixed_sequences_may_have_a_set_of_their_own(unit):
+    """The student's sequences are those of the common stream; fixed ones are of the first three prompts, in epochs of their own."""
+    common, few = PromptStream(PROMPTS, 1), PromptStream(PROMPTS[:3], 1)
+    source = Mixture(common, 4, Scribe("student"), Scribe("dataset"), 0.5, unit, 1, fixed_stream=few)
+    seen = {"student": Counter(), "dataset": Counter()}
+    for step in range(30):
+        coins = source.coins(step)
+        for i, rollout in enumerate(source.next(step)):
+            expected = (common if coins[i] else few).batch(step, 4)[i]
+            assert (rollout.prompt_id, rollout.sample, rollout.source) == (
+                expected.prompt.id, expected.sample, "student" if coins[i] else "dataset",
+            )  # fmt: skip
+            seen[rollout.source][rollout.prompt_id] += 1
+    assert set(seen["dataset"]) == {prompt.id for prompt in PROMPTS[:3]}
+    assert set(seen["student"]) == {prompt.id for prompt in PROMPTS}
+
+
 # --- single sources ---------------------------------------------------------------------------------------------------
 
 

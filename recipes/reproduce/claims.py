@@ -11,30 +11,30 @@ from collections import defaultdict
 from collections.abc import Mapping
 from statistics import fmean
 
+from reward import reward_and_quality
 from tables import (
-    Incomplete,
+    DECODINGS,
+    GREEDY,
     Panel,
     Part,
     Verdict,
     above,
     difference,
-    negative,
+    metric_panel,
     outcome,
     over_seeds,
     positive,
     read,
     shown,
     slope,
+    values_table,
 )
 
-GREEDY, SAMPLED = "greedy", "T=1"
-DECODINGS = (GREEDY, SAMPLED)
 TASKS = {  # with the factor that claim 1 asks of each
     "methods": ("arithmetic, few outputs", 1.5),
     "multi30k": ("Multi30k, few outputs", 1.3),
     "multi30k_all": ("Multi30k, outputs to all prompts", 1.3),
 }
-WEAK_START = "rl_weak_start"  # a part of an earlier recipe
 STUDIES = "smollm2-"  # parts of smollm2.py, named smollm2-TASK-LAYERS
 
 
@@ -131,27 +131,11 @@ def low_data(parts: Mapping[str, Part]) -> Verdict | None:
         "so on XSum, against supervised KD and ImitKD",
         outcome([positive(ends) for _, ends in ahead.values()]),
         "Per decoding: accuracy minus that of the better of the two, over paired seeds, lies above 0 with its 95% interval.",
-        _values(part, part.methods),
+        values_table(part, part.methods),
         "; ".join(f"{d}: {shown(*ahead[d])} points ahead of {best[d]}" for d in DECODINGS) + ".",
         ("low_data",),
-        (_panel(part),),
+        (metric_panel(part),),
     )
-
-
-def _values(part: Part, methods: list[str]) -> tuple[list[str], list[list[str]]]:
-    """The headline metric on test by method and decoding; the initial student and the teacher below."""
-    rows = [[m, *(shown(*part.line(m, d).value) for d in DECODINGS)] for m in methods]
-    for name in ("initial student", "teacher"):
-        values = [part.reference(name, d) for d in DECODINGS]
-        if None not in values:
-            rows.append([name, *(shown(value) for value in values if value is not None)])
-    return [f"{part.metric} on the test split [over seeds]", *DECODINGS], rows
-
-
-def _panel(part: Part, title: str = "", numbers: Mapping[str, float] | None = None, x_label: str = "") -> Panel:
-    """The headline metric on test by method, or over the number that a method stands for."""
-    series = {d: {(numbers or {}).get(m, m): part.line(m, d).value for m in part.methods} for d in DECODINGS}
-    return Panel(title, x_label, f"{part.metric}, test", series)
 
 
 def divergence_depends(parts: Mapping[str, Part]) -> Verdict | None:
@@ -174,11 +158,11 @@ def divergence_depends(parts: Mapping[str, Part]) -> Verdict | None:
         outcome([bool(apart[GREEDY]) and best[GREEDY].endswith("forward_kl"), _differs(best, elsewhere)]),
         "On arithmetic, the task nearest to GSM8K, forward KL is best greedily, and ahead of at least one other with a 95% interval over "
         "paired seeds above 0; and on another task where several divergences were compared, another one is best.",
-        _values(part, part.methods),
+        values_table(part, part.methods),
         "; ".join(f"{d}: best {best[d]}, surely ahead of {', '.join(apart[d]) or 'none'}" for d in DECODINGS)
         + f"{others or '; no other task was compared under several divergences'}.",
         ("divergences",),
-        (_panel(part),),
+        (metric_panel(part),),
     )
 
 
@@ -240,95 +224,31 @@ def quality_and_diversity(parts: Mapping[str, Part]) -> Verdict | None:
 
 def more_student_data(parts: Mapping[str, Part]) -> Verdict | None:
     """Claim 5."""
-    part = parts["fractions"]
-    if not part.is_there:
+    tables = {"fractions_few": "answers to 1,000 of 10,000 problems", "fractions": "answers to all 10,000 problems"}
+    there = {name: about for name, about in tables.items() if parts[name].is_there}
+    if not there:
         return None
-    by_fraction = {float(m.removeprefix("fraction ")): m for m in part.methods}
-    slopes = {d: slope({x: part.per_seed(m, part.metric, d) for x, m in by_fraction.items()}) for d in DECODINGS}
+    header, rows, checks, found, panels = [""], [], [], [], []
+    for name, about in there.items():
+        part = parts[name]
+        by_fraction = {float(m.removeprefix("fraction ")): m for m in part.methods}
+        slopes = {d: slope({x: part.per_seed(m, part.metric, d) for x, m in by_fraction.items()}) for d in DECODINGS}
+        checks += [positive(ends) for _, ends in slopes.values()]
+        found.append(f"{about}: " + "; ".join(f"{d} {shown(*s)}" for d, s in slopes.items()))
+        header, values = values_table(part, part.methods)
+        rows += [[f"{about}: {row[0]}", *row[1:]] for row in values]
+        panels.append(metric_panel(part, about, {m: x for x, m in by_fraction.items()}, "student data fraction"))
     return Verdict(
         5,
         "More student data is better",
         "accuracy on GSM8K rises with the student data fraction, from about 25% on",
-        outcome([positive(ends) for _, ends in slopes.values()]),
-        "Per decoding: the least-squares slope of accuracy over the fraction is positive with its 95% interval over seeds.",
-        _values(part, part.methods),
-        "Points from fraction 0 to 1 by the slope: " + "; ".join(f"{d} {shown(*s)}" for d, s in slopes.items()) + ".",
-        ("fractions",),
-        (_panel(part, numbers={m: x for x, m in by_fraction.items()}, x_label="student data fraction"),),
-    )
-
-
-def reward_and_quality(parts: Mapping[str, Part]) -> Verdict | None:
-    """Claim 6."""
-    part = parts["rl"]
-    if not part.is_there:
-        return None
-    by_alpha = {float(m.split()[1]): m for m in part.methods}  # "alpha 0.25"
-    if len(by_alpha) < 3 or not {0.0, 1.0} <= by_alpha.keys():
-        raise Incomplete("part rl: no finished run at alpha 0, at alpha 1, or between")
-    first, *inner, last = (by_alpha[alpha] for alpha in sorted(by_alpha))
-    reward = {m: part.per_seed(m, part.metric, SAMPLED) for m in part.methods}
-    distance = {m: part.per_seed(m, "reverse_kl", SAMPLED, "validation") for m in part.methods}
-    rows = [
-        [
-            m,
-            shown(*over_seeds(reward[m])),
-            shown(*part.line(m, GREEDY).value),
-            shown(*over_seeds(distance[m]), digits=3),
-        ]
-        for m in part.methods
-    ]
-
-    def beats(m: str) -> bool:
-        richer, nearer = (
-            [difference(found[m], found[end])[1] for end in (first, last)] for found in (reward, distance)
-        )
-        gains_reward = all(positive(ends) for ends in richer) and not positive(nearer[1])
-        gains_distance = all(negative(ends) for ends in nearer) and not any(negative(ends) for ends in richer)
-        return gains_reward or gains_distance
-
-    best = max(inner, key=lambda m: over_seeds(reward[m])[0])
-    winners = [m for m in inner if beats(m)]
-    rises, trend = difference(reward[best], reward[last]), difference(reward[first], reward[last])
-    before = [part.reference("initial student", d) for d in (SAMPLED, GREEDY)]
-    if None not in before:
-        rows.append(["student before", *(shown(value) for value in before if value is not None), "–"])
-    return Verdict(
-        6,
-        "RL + GKD improves reward and quality together",
-        "reward (entailment) rises as alpha falls, ROUGE-2 as it rises; both above the initial student",
-        outcome([bool(winners), positive(rises[1]), positive(trend[1])]),
-        "Some alpha between 0 and 1 surely (95% interval over paired seeds) has a higher reward than both ends and is not surely farther "
-        "from the teacher than GKD alone, or it is surely nearer to the teacher than both and has not surely less reward than either; the "
-        "best of them surely has a higher reward than GKD alone; and, as published, reward alone ends with more reward than GKD alone. In "
-        "part: some of this.",
-        (["", "reward = accuracy at T = 1, test", "accuracy, greedy, test", "reverse KL to the teacher, nats"], rows),
-        f"{best} has the highest reward inside, {shown(*rises)} points over GKD alone, and gains {shown(*part.gain(best, GREEDY))} "
-        f"points greedily over the student before it; the first criterion holds for {', '.join(winners) or 'no alpha'}. Reward alone ends "
-        f"{shown(*trend)} points from GKD alone.{_from_a_weak_start(parts)}",
-        tuple(name for name in ("rl", WEAK_START) if parts[name].is_there),
-        (
-            _panel(part, "", {m: alpha for alpha, m in by_alpha.items()}, "alpha"),
-            Panel(
-                "",
-                "alpha",
-                "reverse KL to the teacher, nats",
-                {"T=1": {alpha: over_seeds(distance[m]) for alpha, m in by_alpha.items()}},
-            ),
-        ),
-    )
-
-
-def _from_a_weak_start(parts: Mapping[str, Part]) -> str:
-    """What became of the first attempt at claim 6, whose student was right too seldom."""
-    part = parts[WEAK_START]
-    if not part.is_there:
-        return ""
-    gains = {m: part.gain(m, SAMPLED) for m in part.methods}
-    worse = [m for m, (gain, _) in gains.items() if gain < 0]
-    return (
-        f" In the first attempt, from the carried student, {len(worse)} of {len(gains)} alphas ended below it at T = 1 "
-        f"({', '.join(f'{m}: {shown(*gain)}' for m, gain in gains.items())})."
+        outcome(checks),
+        "Per decoding, with few answers for the fixed part and with answers to everything: the least-squares slope of accuracy over the "
+        "fraction is positive with its 95% interval over seeds.",
+        (header, rows),
+        f"Points from fraction 0 to 1 by the slope. {'. '.join(found)}.",
+        tuple(there),
+        tuple(panels),
     )
 
 
@@ -352,12 +272,12 @@ def self_distillation(parts: Mapping[str, Part]) -> Verdict | None:
         "self-distillation on GSM8K: the on-policy student beats its teacher",
         outcome(checks),
         "Per decoding: accuracy of an on-policy student minus its teacher's has a 95% interval over seeds above 0.",
-        _values(part, part.methods),
+        values_table(part, part.methods),
         "Ahead of the teacher: "
         + "; ".join(f"{m}, {d} {shown(*ahead[m, d])}" for m in on_policy for d in DECODINGS)
         + ".",
         ("self",),
-        (_panel(part),),
+        (metric_panel(part),),
     )
 
 

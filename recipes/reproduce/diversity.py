@@ -18,7 +18,7 @@ from tutelage.models import load
 from tutelage.models.options import ModelConfig
 from tutelage.tasks import load_task
 from tutelage.tasks.encode import encode_split
-from tutelage.train.setup import encoding_of
+from tutelage.train.prompts import encoding_of
 
 TEMPERATURES = (0.3, 0.7, 1.0, 1.3)
 SAMPLES = 4

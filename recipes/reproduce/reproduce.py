@@ -30,7 +30,7 @@ from tutelage.train.signals import Interrupted
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-ARITHMETIC = ("methods", "divergences", "fractions", "low_data", "rl", "self", "sizes", "later")
+ARITHMETIC = ("methods", "divergences", "fractions_few", "fractions", "low_data", "rl", "self", "sizes", "later")
 MULTI30K = ("multi30k", "multi30k_all")
 PARTS = (*ARITHMETIC, "diversity", *MULTI30K)
 ASKED_FOR = ("later", "sizes", *MULTI30K)  # run only when named: for no claim, or on data that has to be there

@@ -13,6 +13,8 @@ from typing import Any
 
 from tutelage.eval.statistics import Interval, seed_summary
 
+GREEDY, SAMPLED = "greedy", "T=1"
+DECODINGS = (GREEDY, SAMPLED)
 Row = Mapping[str, str]
 Estimated = tuple[float, Interval | None]
 
@@ -254,3 +256,19 @@ def outcome(checks: Sequence[bool]) -> str:
     if all(checks):
         return "reproduced"
     return "reproduced in part" if any(checks) else "not reproduced"
+
+
+def values_table(part: Part, methods: list[str]) -> tuple[list[str], list[list[str]]]:
+    """The headline metric on test by method and decoding; the initial student and the teacher below."""
+    rows = [[m, *(shown(*part.line(m, d).value) for d in DECODINGS)] for m in methods]
+    for name in ("initial student", "teacher"):
+        values = [part.reference(name, d) for d in DECODINGS]
+        if None not in values:
+            rows.append([name, *(shown(value) for value in values if value is not None)])
+    return [f"{part.metric} on the test split [over seeds]", *DECODINGS], rows
+
+
+def metric_panel(part: Part, title: str = "", numbers: Mapping[str, float] | None = None, x_label: str = "") -> Panel:
+    """The headline metric on test by method, or over the number that a method stands for."""
+    series = {d: {(numbers or {}).get(m, m): part.line(m, d).value for m in part.methods} for d in DECODINGS}
+    return Panel(title, x_label, f"{part.metric}, test", series)

@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import figures
-from claims import DECODINGS, JUDGES, STUDIES, WEAK_START
-from tables import Estimated, Incomplete, Panel, Part, Verdict, above, markdown, shown
+from claims import JUDGES, STUDIES
+from reward import WEAK_START
+from tables import DECODINGS, Estimated, Incomplete, Panel, Part, Verdict, above, markdown, shown
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "reproduction"
 PARTS = (
-    "methods", "divergences", "diversity", "fractions", "low_data", "rl", WEAK_START, "self", "sizes", "later", "multi30k", "multi30k_all",
+    "methods", "divergences", "diversity", "fractions_few", "fractions", "low_data", "rl", WEAK_START, "self", "sizes", "later",
+    "multi30k", "multi30k_all",
 )  # fmt: skip
 SIZES_FIGURE = "sizes.png"
 HEAD = """# The paper's claims at the size of two processor cores

@@ -28,7 +28,8 @@ from tutelage.teacher.local import LocalTeacher
 from tutelage.train import loop, metrics
 from tutelage.train.checkpoint import is_disk_full
 from tutelage.train.config import Config
-from tutelage.train.setup import holds_run, prepare, sampling_of
+from tutelage.train.prompts import sampling_of
+from tutelage.train.setup import holds_run, prepare
 from tutelage.train.signals import leaving_on_sigterm
 
 

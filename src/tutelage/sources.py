@@ -165,6 +165,7 @@ class Mixture:
         seed: the run's seed; coins depend on it and on the step alone, so that all ranks and restarts agree.
         log: replays the steps it holds, and receives the others.
         samples_per_prompt: sequences of each prompt, in a row; divides `batch_size`. Above 1 only where `fraction` is 1.
+        fixed_stream: the prompts of the fixed sequences; None: `stream`.
     """
 
     def __init__(
@@ -178,7 +179,9 @@ class Mixture:
         seed: int,
         log: RolloutLog | None = None,
         samples_per_prompt: int = 1,
+        fixed_stream: PromptStream | None = None,
     ) -> None:
+        self.fixed_stream = fixed_stream or stream
         self.stream, self.batch_size, self.fraction, self.unit, self.seed, self.log = (
             stream, batch_size, fraction, unit, seed, log,
         )  # fmt: skip
@@ -206,7 +209,11 @@ class Mixture:
         """The prompts of a step, in the order of its rollouts; samples of one prompt are numbered on, so that they differ."""
         k = self.samples_per_prompt
         drawn = self.stream.batch(step, self.batch_size // k)
-        return [Draw(draw.prompt, draw.sample * k + j) for draw in drawn for j in range(k)]
+        draws = [Draw(draw.prompt, draw.sample * k + j) for draw in drawn for j in range(k)]
+        if self.fixed_stream is self.stream:
+            return draws
+        fixed = self.fixed_stream.batch(step, self.batch_size)
+        return [own if coin else other for own, other, coin in zip(draws, fixed, self.coins(step), strict=True)]
 
     def coins(self, step: int) -> list[bool]:
         """For each sequence of a step, whether the student writes it."""

@@ -23,7 +23,7 @@ SUMMARY = (
     "budget", "method", "decoding", "metric", "seeds", "steps", "tokens", "seconds",
     "value", "value_low", "value_high", "gain", "gain_low", "gain_high",
 )  # fmt: skip
-NAMES = ("tables", "claims", "figures", "verdicts", "diversity", "reproduce")
+NAMES = ("tables", "reward", "claims", "figures", "verdicts", "diversity", "reproduce")
 
 
 @pytest.fixture(scope="module")
@@ -197,12 +197,19 @@ def test_claim_4_reads_the_samples(scripts: dict[str, Any], tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("last", "outcome"), [(9.0, "reproduced"), (5.0, "not reproduced")])
 def test_claim_5_is_a_slope(scripts: dict[str, Any], tmp_path: Path, last: float, outcome: str) -> None:
+    """Where answers are plenty, and then beside a rising one where they are few."""
     write(
         tmp_path / "fractions", {"fraction 0": [5.0, 6.0], "fraction 0.5": [7.0, 8.0], "fraction 1": [last, last + 1]}
     )
     verdict = judged(scripts, "more_student_data", tmp_path)
     assert verdict.outcome == outcome
     assert f"greedy {last - 5:.1f} [{last - 5:.1f}, {last - 5:.1f}]" in verdict.found
+    rising = {"fraction 0": [5.0, 6.0], "fraction 1": [15.0, 16.0]}
+    write(tmp_path / "fractions_few", rising)
+    both = judged(scripts, "more_student_data", tmp_path)
+    assert both.outcome == ("reproduced" if outcome == "reproduced" else "reproduced in part")
+    assert both.parts == ("fractions_few", "fractions")
+    assert "answers to 1,000 of 10,000 problems: greedy 10.0 [10.0, 10.0]" in both.found
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     monkeypatch.syspath_prepend(FOLDER)
     yield importlib.import_module("smollm2")
-    for name in ("smollm2", "reproduce", "verdicts", "claims", "figures", "tables", "diversity"):
+    for name in ("smollm2", "reproduce", "verdicts", "claims", "reward", "figures", "tables", "diversity"):
         sys.modules.pop(name, None)
 
 

@@ -74,6 +74,7 @@ IDLE = [
     ({"method": "sft", "loss.temperature": 2.0}, "loss.temperature=2.0 has no effect: method=sft trains on the negative log-likelihood"),
     ({"method": "seqkd", "loss.temperature": 2.0}, "drop it, or use method=supervised_kd or gkd"),
     ({"train.matrix_learning_rate": 0.1}, "train.matrix_learning_rate=0.1 has no effect: train.optimizer=adamw has train.learning_rate"),
+    ({"task.fixed_examples": 5}, "task.fixed_examples=5 has no effect: every sequence is the student's own"),
     ({"method": "sft", "teacher": "t"}, "teacher=t has no effect: method=sft has no teacher"),
     ({"method": "sft", "teacher_model.dtype": "bfloat16"}, "has no effect: method=sft has no teacher"),
     ({"method": "supervised_kd", "rollout.temperature": 1.0}, "rollout.temperature=1.0 has no effect: with student_data_fraction 0"),

@@ -22,6 +22,7 @@ from tutelage.tasks.encode import chosen
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import checkpoint, setup
 from tutelage.train.config import Config
+from tutelage.train.prompts import sampling_of
 from tutelage.train.setup import (
     check_data,
     check_output,
@@ -29,7 +30,6 @@ from tutelage.train.setup import (
     pick_device,
     prepare,
     prepare_output,
-    sampling_of,
 )
 from tutelage.types import SampledToken
 
@@ -196,6 +196,20 @@ def test_the_share_can_be_the_same_for_every_seed(make_config: MakeConfig) -> No
 def test_a_seed_without_a_share_is_refused(make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match=r"task\.train_fraction_seed=7 draws a share .* below 1, or drop the seed"):
         make_config(**{"task.train_fraction_seed": 7})
+
+
+def test_only_examples_with_fixed_sequences_need_a_completion(make_config: MakeConfig) -> None:
+    """The third of four has none: two suffice for the fixed half, and the student writes to all four."""
+    models: dict[str, Any] = {"student": live(), "teacher": live(seed=1), "task": WithoutAnswers()}
+    config = make_config(student_data_fraction=0.5, **{"task.fixed_examples": 2, "train.batch_size": 4})
+    source = prepare(config, **models)[0].source
+    ids = {coin: set() for coin in (True, False)}
+    for step in range(40):
+        for coin, draw in zip(source.coins(step), source.draws(step), strict=True):
+            ids[coin].add(draw.prompt.id)
+    assert ids == {True: {0, 1, 2, 3}, False: {0, 1}}
+    with pytest.raises(UserError, match=r"task\.fixed_examples=5, but there are only 4 training examples; lower it"):
+        prepare(make_config(student_data_fraction=0.5, **{"task.fixed_examples": 5}), **models)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.5])

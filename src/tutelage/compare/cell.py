@@ -25,7 +25,8 @@ from tutelage.tasks import Task, load_task
 from tutelage.tasks.encode import encode_split, fingerprint
 from tutelage.train.config import Config
 from tutelage.train.metrics import read_metrics
-from tutelage.train.setup import encoding_of, holds_run, join_ends, pick_device, sampling_of
+from tutelage.train.prompts import encoding_of, sampling_of
+from tutelage.train.setup import holds_run, join_ends, pick_device
 from tutelage.types import Prompt
 
 RUN_RECORD = "record.json"

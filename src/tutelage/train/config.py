@@ -42,6 +42,9 @@ class TaskConfig(Section):
     """Train on this share of the training examples, drawn by `seed`; at one seed, a smaller share is part of every larger one."""
     train_fraction_seed: int | None = None
     """Draws the share instead of `seed`: runs of several seeds then see the same examples."""
+    fixed_examples: int | None = Field(None, ge=1)
+    """Only so many of the training examples, the first ones, have fixed sequences (ground truth or the teacher's), as the paper's
+    Algorithm 1 has a set for these and one of prompts; the student writes to all. None: all have."""
 
 
 class RolloutConfig(Section):

@@ -300,6 +300,11 @@ def _idle_options(config: Config, objective: Objective) -> tuple[_Idle, ...]:
             f"train.optimizer={config.train.optimizer} has train.learning_rate for all weights; drop it, or set "
             "train.optimizer=muon",
         ),
+        (
+            fraction == 1,
+            ("task.fixed_examples",),
+            "every sequence is the student's own; drop it, or lower student_data_fraction",
+        ),
         (not objective.needs_teacher and not thins_teacher, ("teacher", "teacher_model"), without_teacher),
         (
             fraction == 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -13,8 +12,8 @@ from typing import Any
 
 import torch
 
-from tutelage.data.prompts import Draw, PromptStream
-from tutelage.errors import MissingSplitError, UserError
+from tutelage.data.prompts import PromptStream
+from tutelage.errors import UserError
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.student import Student
 from tutelage.rewards.load import load_reward
@@ -24,23 +23,18 @@ from tutelage.rollout.log import RolloutLog
 from tutelage.rollout.native import NativeEngine
 from tutelage.sources import DatasetSource, EngineSource, FirstDraw, Mixture, Replay, Source, replay_share
 from tutelage.tasks import Task, load_task
-from tutelage.tasks.encode import Encoding, GeneratedSplit, encode_split, fingerprint, longest_prompt
+from tutelage.tasks.encode import Encoding, fingerprint, longest_prompt
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import config_io
 from tutelage.train.checkpoint import Checkpoints, check_identity, require_space
-from tutelage.train.checks import (
-    check_draws,
-    check_length,
-    check_mixture,
-    check_positions,
-    check_signal,
-)
+from tutelage.train.checks import check_draws, check_mixture, check_positions, check_signal
 from tutelage.train.config import Config, identity
 from tutelage.train.importance import ImportanceWeights
 from tutelage.train.loop import Parts
 from tutelage.train.methods import Objective, resolve
 from tutelage.train.models import load_models, scorer_of
 from tutelage.train.optim import Optimizer, trainable_bytes
+from tutelage.train.prompts import encoding_of, held_out_prompts, sampling_of, training_streams
 from tutelage.train.returns import SequenceReturns
 from tutelage.types import Prompt
 
@@ -91,14 +85,15 @@ def prepare(
         check_signal(config, objective, student, sampling_of(config, task))
     scorer = scorer_of(config, objective, teachers)
     join_ends([student, *teachers], encoding_of(config, student, task))
-    stream = training_stream(config, objective, [student, *teachers], task)
-    check_data(config, stream.prompts)
+    streams = training_streams(config, objective, [student, *teachers], task)
+    prompts = streams[0].prompts
+    check_data(config, prompts)
     held_out = held_out_prompts(config, student, task)
     for model in (student, *teachers):  # held-out prompts may be longer than those of the training split
         check_positions(model, longest_prompt(held_out), sampling_of(config, task))
     require_space(config.output, _bytes_to_write(config, student))
-    prepare_output(config, stream.prompts)
-    parts = connect(config, objective, student, teachers[0] if teachers else None, task, stream, scorer)
+    prepare_output(config, prompts)
+    parts = connect(config, objective, student, teachers[0] if teachers else None, task, streams, scorer)
     parts.held_out = held_out
     if objective.importance_clip is not None:
         parts.importance = ImportanceWeights(
@@ -117,65 +112,6 @@ def prepare(
     return parts, task
 
 
-def held_out_prompts(config: Config, student: LanguageModel, task: Task) -> Sequence[Prompt]:
-    """The prompts to evaluate on, checked; none where eval.final says so, or says auto and the task has no validation split.
-
-    Raises:
-        UserError: a split is asked for and missing, a row is bad, or eval.every has nothing to evaluate on.
-    """
-    split = config.eval.final
-    if split == "auto":
-        split = "validation"
-        try:
-            task.examples(split)
-        except MissingSplitError as error:
-            logging.getLogger(__name__).warning("no evaluation before and after training: %s", error)
-            split = "none"
-    if split != "none":
-        encoding = encoding_of(config, student, task)
-        return encode_split(task, split, encoding, config.eval.limit, show_progress=config.log.progress)
-    if config.eval.every:
-        raise UserError(
-            f"eval.every={config.eval.every} asks for evaluations during training, but there is no split to evaluate: "
-            "give the task a validation split, or drop eval.every"
-        )
-    return ()
-
-
-def training_stream(config: Config, objective: Objective, models: Sequence[LanguageModel], task: Task) -> PromptStream:
-    """The training prompts, checked against what the run does with them.
-
-    Args:
-        config, objective, task: the run.
-        models: those that read the sequences, the student first.
-
-    Raises:
-        UserError: no prompts, one that is too long, a completion that is missing, or sequences past a model's positions.
-    """
-    encoding, sampling = encoding_of(config, models[0], task), sampling_of(config, task)
-    drawn_by = config.task.train_fraction_seed
-    prompts = encode_split(
-        task,
-        "train",
-        encoding,
-        fraction=config.task.train_fraction,
-        seed=config.seed if drawn_by is None else drawn_by,
-        show_progress=config.log.progress,
-    )
-    stream = PromptStream(prompts, config.seed)
-    longest = longest_prompt(prompts)
-    for model in models:
-        check_positions(model, longest, sampling)
-    # A split that is generated as it is trained on is checked then.
-    uses_references = objective.fixed_data == "dataset" and objective.student_data_fraction < 1
-    if uses_references and not isinstance(prompts, GeneratedSplit):
-        for prompt in prompts:
-            (rollout,) = DatasetSource().rollouts([Draw(prompt, 0)])
-            for model in models:
-                check_length(model, rollout)
-    return stream
-
-
 def join_ends(models: Sequence[LanguageModel], encoding: Encoding) -> None:
     """Makes student and teachers end a completion at the same tokens: those of any of them, and of the chat template."""
     ends = encoding.end_ids.union(*(model.eos_ids for model in models))
@@ -189,10 +125,13 @@ def connect(
     student: LanguageModel,
     teacher: LanguageModel | None,
     task: Task,
-    stream: PromptStream,
+    streams: tuple[PromptStream, PromptStream],
     scorer: LocalTeacher | None,
 ) -> Parts:
-    """Sources, loss, optimiser and log around loaded models; `teacher` writes sequences, `scorer` marks them."""
+    """Sources, loss, optimiser and log around loaded models.
+
+    `teacher` writes sequences, `scorer` marks them; `streams` are those of `training_streams`.
+    """
     sampling = sampling_of(config, task)
     log = RolloutLog(config.output / "rollouts")
     fixed: Source = DatasetSource()
@@ -220,7 +159,7 @@ def connect(
         teacher=scorer,
         engine=engine,
         source=Mixture(
-            stream,
+            streams[0],
             config.train.batch_size,
             on_policy,
             fixed,
@@ -229,33 +168,12 @@ def connect(
             config.seed,
             log,
             config.rollout.samples_per_prompt,
+            streams[1],
         ),
         optimizer=Optimizer(module, config.train),
         checkpoints=Checkpoints(config.output / "checkpoints", config),
         log=log,
         output=config.output,
-    )
-
-
-def sampling_of(config: Config, task: Task) -> Sampling:
-    """How the student writes: the configuration's choices over the task's defaults."""
-    chosen, default = config.rollout, task.generation
-    return Sampling(
-        max_new_tokens=chosen.max_new_tokens or default.max_new_tokens,
-        temperature=default.temperature if chosen.temperature is None else chosen.temperature,
-        top_p=default.top_p if chosen.top_p is None else chosen.top_p,
-        top_k=default.top_k if chosen.top_k is None else chosen.top_k,
-    )
-
-
-def encoding_of(config: Config, student: LanguageModel, task: Task) -> Encoding:
-    """How examples become token ids for this student."""
-    return Encoding(
-        student.tokenizer,
-        student.is_encoder_decoder,
-        config.task.max_prompt_tokens or task.generation.max_prompt_tokens,
-        config.task.use_chat,
-        config.task.skip_long_prompts,
     )
 
 
