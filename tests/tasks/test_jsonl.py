@@ -31,6 +31,22 @@ def test_chat_messages(tmp_path):
     assert (task.prompt(example), task.reference(example)) == (CHAT[:2], "4")
 
 
+def test_some_training_rows_may_have_no_completion(tmp_path):
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": None}]
+    data = write(tmp_path, *rows)
+    task = Jsonl(data=data)
+    assert [task.reference(example) for example in task.examples("train")] == ["b", None]
+    with pytest.raises(
+        UserError, match=r"row 2 of the train split has a null completion, but a reward .* compares with it"
+    ):
+        _ = task.rewards
+    with pytest.raises(
+        UserError, match="row 2 of the test split has a null completion, but metric exact_match compares"
+    ):
+        Jsonl(data=data, test_data=data).examples("test")
+    assert len(Jsonl(data=data, test_data=data, metric="none").examples("test")) == 2
+
+
 def test_prompts_alone(tmp_path):
     task = Jsonl(data=write(tmp_path, {"prompt": "p"}), completion_column=None, metric="none")
     (example,) = task.examples("train")

@@ -8,7 +8,7 @@ from functools import cached_property
 from tutelage.errors import UserError
 from tutelage.tasks.base import Example, Generation, Message, RewardOfCompletion, Scores
 from tutelage.tasks.metrics import METRICS, reference_rewards
-from tutelage.tasks.rows import BadRowError, DataSource, messages, text
+from tutelage.tasks.rows import BadRowError, DataSource, column, messages, text
 
 
 class Jsonl:
@@ -17,7 +17,8 @@ class Jsonl:
     Args:
         data: a .jsonl, .json or .parquet file (the train split), a folder with train, validation and test files, or a
             hub data set.
-        prompt_column, completion_column: columns of plain text; completion_column None: the data has prompts only.
+        prompt_column, completion_column: columns of plain text; completion_column None: the data has prompts only. A completion that
+            is null: this row has none, which training rows may be without.
         messages_column: a column of chat messages, in place of the two: the last message, the assistant's, is the
             reference and those before it the prompt.
         metric: "exact_match", "rouge2", "rougeL", "bleu" or "none".
@@ -63,8 +64,11 @@ class Jsonl:
         )
 
     def examples(self, split: str) -> Sequence[Example]:
-        """The rows of a split. Raises UserError naming file and line for one that cannot be used."""
-        return self._source.split(split).values
+        """The rows of a split. Raises UserError for one that cannot be used, or one to be marked that has no completion."""
+        rows = self._source.split(split).values
+        if split != "train" and self.metric != "none":
+            self._need_completions(rows, split, f"metric {self.metric}")
+        return rows
 
     def prompt(self, example: Example) -> str | Sequence[Message]:
         """The prompt's text, or the messages before the last."""
@@ -76,7 +80,8 @@ class Jsonl:
         """The completion, or the content of the last message."""
         if self.messages_column is not None:
             return str(example[self.messages_column][-1]["content"])
-        return None if self.completion_column is None else str(example[self.completion_column])
+        completion = None if self.completion_column is None else example[self.completion_column]
+        return None if completion is None else str(completion)
 
     def score(self, completions: Sequence[str], examples: Sequence[Example]) -> Scores:
         """Marks by the chosen metric."""
@@ -85,15 +90,30 @@ class Jsonl:
 
     @cached_property
     def rewards(self) -> Mapping[str, RewardOfCompletion]:
-        """Exact match, ROUGE, and sentence BLEU and chrF, against the completions of the data; empty where it has none."""
+        """Exact match, ROUGE, and sentence BLEU and chrF, against the completions of the data; empty where it has none.
+
+        Raises UserError where some training rows have one and some have none.
+        """
         if self.messages_column is None and self.completion_column is None:
             return {}
+        self._need_completions(self.examples("train"), "train", "a reward against completions")
         return reference_rewards(lambda example: [str(self.reference(example))])
+
+    def _need_completions(self, rows: Sequence[Example], split: str, what: str) -> None:
+        without = next((i for i, row in enumerate(rows, start=1) if self.reference(row) is None), None)
+        if without is not None:
+            raise UserError(
+                f"row {without} of the {split} split has a null {self.completion_column}, but {what} compares with it; fill it in, leave "
+                "such rows to the train split (task.options.validation_data names a file of its own), or choose another reward or metric"
+            )
 
     def _check(self, row: Example) -> None:
         if self.messages_column is None:
             text(row, self.prompt_column, "prompt_column", "prompt")
-            if self.completion_column is not None:
+            if (
+                self.completion_column is not None
+                and column(row, self.completion_column, "completion_column") is not None
+            ):
                 text(row, self.completion_column, "completion_column", "completion")
             return
         chat = messages(row, self.messages_column, "messages_column")
