@@ -3,11 +3,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tutelage.train import signals
 from tutelage.train.signals import Interrupted, StopRequest, leaving_on_sigterm
 
 
@@ -64,12 +67,17 @@ def test_other_threads_leave_signals_alone() -> None:
 
 def test_sigterm_outside_the_steps_says_what_to_do_and_leaves() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with leaving_on_sigterm(lambda: "go on with --resume"):
-        with StopRequest() as stop:  # the steps' own comes first, and gives back
+
+    def body() -> None:
+        with leaving_on_sigterm(lambda: "go on with --resume"):
+            with StopRequest() as stop:  # the steps' own comes first, and gives back
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert stop.requested
             os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.requested
-        with pytest.raises(Interrupted, match="SIGTERM: stopped, go on with --resume") as left:
-            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("went on")
+
+    with pytest.raises(Interrupted, match="SIGTERM: stopped, go on with --resume") as left:
+        body()
     assert left.value.signal_number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -92,3 +100,56 @@ def test_other_threads_work_without_handlers() -> None:
     thread.start()
     thread.join()
     assert seen == [expected]
+
+
+class Thing:
+    """Something that a weak reference can point to."""
+
+
+def swallow_a_signal() -> None:
+    """SIGTERM while a weak reference's callback runs: Python drops what the handler raises there."""
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+    del thing
+    assert reference() is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_was_dropped_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_AGAIN_SECONDS", 0.05)
+
+    def body() -> None:
+        with leaving_on_sigterm(lambda: "go on"):
+            swallow_a_signal()
+            time.sleep(20)
+            pytest.fail("the signal never came again")
+
+    with pytest.raises(Interrupted, match="SIGTERM: stopped, go on"):
+        body()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_dropped_signal_is_a_request_where_the_steps_have_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_AGAIN_SECONDS", 0.05)
+
+    def body() -> None:
+        with leaving_on_sigterm(lambda: ""):
+            swallow_a_signal()
+            with StopRequest() as request:
+                for _ in range(2000):
+                    if request.requested:
+                        break
+                    time.sleep(0.01)
+                request.leave_if_requested(3, Path("runs/x"))
+
+    with pytest.raises(Interrupted, match="stopped after step 3"):
+        body()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_dropped_signal_counts_at_the_end() -> None:
+    alarm, term = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="stopped, go on"), leaving_on_sigterm(lambda: "go on"):
+        swallow_a_signal()
+    assert (signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM)) == (alarm, term)
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Never, Self
 
+_AGAIN_SECONDS = 5.0  # longer than it takes to leave
+
 
 class Interrupted(BaseException):
     """The run was asked to stop; between steps it has checkpointed.
@@ -73,14 +75,25 @@ def leaving_on_sigterm(advice: Callable[[], str]) -> Iterator[None]:
         advice: what can be done next, asked when the signal comes.
     """
 
+    came = False
+
     def leave(number: int, frame: FrameType | None) -> Never:
-        raise Interrupted(f"SIGTERM: stopped, {advice()}", number)
+        nonlocal came
+        came = True
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        raise Interrupted(f"SIGTERM: stopped, {advice()}", signal.SIGTERM)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     earlier = signal.signal(signal.SIGTERM, leave)
+    # Python prints and drops what is raised inside a weak reference's callback or a finaliser: the signal comes again then.
+    earlier_alarm = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
         yield
+        if came:
+            leave(signal.SIGTERM, None)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier_alarm)
         signal.signal(signal.SIGTERM, earlier)
