@@ -71,8 +71,8 @@ def _onednn_is_faster(hidden: Tensor) -> bool:
 def project_in_blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     """`project` into `out`, by oneDNN and for some rows of the head at a time.
 
-    On an AMD EPYC it takes 0.55 to 0.8 times what MKL takes for chunks of 205 and 512 tokens; with more tokens the two
-    come together. `benchmarks/loss_projection.py` measures it.
+    On an AMD EPYC it takes 0.65 to 0.85 times what MKL's plain product takes, the less the shorter the chunk
+    (`benchmarks/loss_projection.py`).
 
     Args:
         hidden: [N, H], float32 on a CPU.
