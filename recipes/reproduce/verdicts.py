@@ -61,7 +61,7 @@ def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, 
     missing = sorted(set(range(1, len(JUDGES) + 1)) - {v.claim for v in verdicts} - still_open.keys())
     sections = [HEAD, markdown(["claim", "", "here"], rows)]
     if missing:
-        sections.append(f"Without tables as yet: claims {', '.join(map(str, missing))}.")
+        sections.append(f"Without tables as yet: claim{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}.")
     sections += [f"Claim {claim} cannot be judged yet: {lack}." for claim, lack in still_open.items()]
     sections += [section(verdict) for verdict in verdicts]
     if parts["sizes"].is_there:
