@@ -64,11 +64,13 @@ def test_the_recipe_of_compare_is_there() -> None:
     assert (ROOT / command("compare")[0]).is_file()
 
 
-def test_the_reward_is_one_of_the_default_task() -> None:
+def test_the_reward_is_one_of_the_default_task(tmp_path: Path) -> None:
     (spelled,) = re.findall(r"`(--method rl_gkd .+?)`", README)
     config = train_config([*command("train"), *shlex.split(spelled)])
     assert resolve(config).divergence is not None
-    task = load_task(config.task.name, data="rows.jsonl")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "1 + 1 = ", "completion": "2"}\n')
+    task = load_task(config.task.name, data=str(rows))
     assert config.rl.reward in task.rewards  # type: ignore[attr-defined]
     assert config.rl.alpha == 0.9
 
