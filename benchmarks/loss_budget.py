@@ -8,8 +8,6 @@ Budgets take turns; results/budget.json keeps the figures. Two minutes.
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -88,10 +86,7 @@ def one_pass(student: tuple[torch.Tensor, LMHead], teacher: tuple[torch.Tensor, 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    options = parser.parse_args()
+    options = machine.options(__doc__, repetitions=3)
     torch.set_num_threads(options.threads)
     found = measure(options.repetitions)
     table = Table(box=SIMPLE, title="seconds, median")

@@ -8,8 +8,6 @@ library uses is marked; results/projection.json keeps the figures. Two minutes.
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from pathlib import Path
 
@@ -56,10 +54,7 @@ def measure(tokens: int, hidden: int, vocabulary: int, repetitions: int) -> dict
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    options = parser.parse_args()
+    options = machine.options(__doc__, repetitions=7)
     torch.set_num_threads(options.threads)
     table = Table(box=SIMPLE, title=f"GFLOP/s at the median; the library's blocks have {base._BLOCK_BYTES // 2**20} MB")
     for heading in ("tokens, hidden, vocabulary", PLAIN, *(f"{size} MB" for size in MEGABYTES)):

@@ -8,8 +8,6 @@ take turns. The size that the library uses is marked; benchmarks/results/tiles.j
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from pathlib import Path
 
@@ -61,10 +59,7 @@ def case(dtype: torch.dtype, loss: str, repetitions: int) -> dict[str, dict[str,
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    options = parser.parse_args()
+    options = machine.options(__doc__, repetitions=9)
     torch.set_num_threads(options.threads)
     used = chunked._CPU_TILE_BYTES / 2**20
     table = Table(box=SIMPLE, title=f"nanoseconds a logit, median; the library's tile is {used:g} MB")

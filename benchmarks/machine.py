@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -52,6 +53,19 @@ def describe() -> dict[str, Any]:
         "memory_gb": round(int(memory["MemTotal"].split()[0]) / 2**20, 1),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
     }
+
+
+def options(description: str | None, repetitions: int) -> argparse.Namespace:
+    """The command line of a small benchmark: repetitions, and threads, all cores unless given.
+
+    Args:
+        description: for the help.
+        repetitions: unless given.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=repetitions)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    return parser.parse_args()
 
 
 def write(path: Path, settings: dict[str, Any], figures: dict[str, Any]) -> None:
