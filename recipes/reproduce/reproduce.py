@@ -121,7 +121,9 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=[part for part in PARTS if part not in ASKED_FOR])
-    parser.add_argument("--multi30k", type=Path, help="folder of the Multi30k data, for the part of that name")
+    parser.add_argument(
+        "--multi30k", type=Path, help="folder of the Multi30k data, for the parts multi30k and multi30k_all"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "reproduction")
     options = parser.parse_args()
     console = Console()

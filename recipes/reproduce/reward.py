@@ -66,7 +66,7 @@ def reward_and_quality(parts: Mapping[str, Part]) -> Verdict | None:
         "Some alpha between 0 and 1 surely (95% interval over paired seeds) has a higher reward than both ends and is not surely farther "
         "from the teacher than GKD alone, or it is surely nearer to the teacher than both and has not surely less reward than either; the "
         "best of them surely has a higher reward than GKD alone; and, as published, reward alone ends with more reward than GKD alone. In "
-        "part: some of this.",
+        "part: some of this. (The best alpha is chosen on the test split that it is judged on.)",
         (["", "reward = accuracy at T = 1, test", "accuracy, greedy, test", "reverse KL to the teacher, nats"], rows),
         f"{best} has the highest reward inside, {shown(*rises)} points over GKD alone, and gains {shown(*part.gain(best, GREEDY))} "
         f"points greedily over the student before it; the first criterion holds for {', '.join(winners) or 'no alpha'}. Reward alone ends "

@@ -252,7 +252,9 @@ class Verdict:
 
 
 def outcome(checks: Sequence[bool]) -> str:
-    """All, some or none of what a claim says."""
+    """All, some or none of what a claim says. Raises Incomplete where nothing was checked."""
+    if not checks:
+        raise Incomplete("no run to judge it by")
     if all(checks):
         return "reproduced"
     return "reproduced in part" if any(checks) else "not reproduced"

@@ -46,7 +46,8 @@ class DatasetSource:
         if prompt.reference_ids is None:
             raise UserError(
                 f"training example {prompt.id} has no completion, but this run trains on data-set sequences; give completions, "
-                "say how many examples at the start have one (task.fixed_examples), "
+                "say how many examples at the start have one (task.fixed_examples; counted without those that a validation_fraction "
+                "holds out and prompts that are too long), "
                 "or train on the student's own sequences (student_data_fraction=1), or on the teacher's (fixed_data=teacher)"
             )
         return Rollout(prompt.token_ids, prompt.reference_ids, None, "data", -1, prompt.id, draw.sample, "dataset")

@@ -71,9 +71,12 @@ def test_an_output_that_is_a_file_is_refused_before_loading(rows, tmp_path) -> N
         run(request)
 
 
-def test_a_share_of_the_training_examples_is_no_business_of_an_evaluation(rows, tmp_path) -> None:
-    task = TaskConfig(name="jsonl", data=str(rows), train_fraction=0.5)
-    with pytest.raises(UserError, match=r"task.train_fraction=0.5 is for training.*set limit"):
+@pytest.mark.parametrize(
+    ("name", "value"), [("train_fraction", 0.5), ("train_fraction_seed", 7), ("fixed_examples", 5)]
+)
+def test_a_share_of_the_training_examples_is_no_business_of_an_evaluation(rows, tmp_path, name, value) -> None:
+    task = TaskConfig(name="jsonl", data=str(rows), **{name: value})
+    with pytest.raises(UserError, match=rf"task.{name}={value} is for training.*set limit"):
         run(EvalRequest(model=str(tmp_path / "none"), task=task, output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -10,7 +10,7 @@ from tests.conftest import build_model, fixed_rollouts
 from tutelage.errors import UserError
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
-from tutelage.train.checks import check_draws, check_length, check_positions, check_signal
+from tutelage.train.checks import check_draws, check_implementation, check_length, check_positions, check_signal
 from tutelage.train.config import Config, LossConfig, RolloutConfig
 from tutelage.train.methods import resolve
 
@@ -86,3 +86,24 @@ def test_data_set_sequences_past_the_last_position() -> None:
         UserError, match="example 0 has a prompt of 90 and a completion of 7 tokens, but tiny-gpt2 has 96 positions"
     ):
         check_length(live("gpt2"), fixed_rollouts(((90, 7),))[0])
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "lack"),
+    [
+        ("cpu", {}, "they run on CUDA, not on train.device=cpu"),
+        ("cuda", {"teacher_signal": "topk(8)"}, "there is none for teacher_signal=topk(8)"),
+        ("cuda", {"divergence": "adaptive_kl(0.5)"}, "there is none for divergence=adaptive_kl(0.5)"),
+        ("cuda", {"divergence": "jsd(0.1)"}, None),
+        ("cuda", {"method": "seqkd"}, None),
+    ],
+)
+def test_kernels_that_are_not_there_are_refused(device: str, options: dict[str, Any], lack: str | None) -> None:
+    config = Config(student="s", teacher="t", loss=LossConfig(implementation="triton"), **options)
+    if lack is None:
+        check_implementation(config, resolve(config), torch.device(device))
+    else:
+        with pytest.raises(UserError, match=re.escape(f"but {lack}; use loss.implementation=auto")):
+            check_implementation(config, resolve(config), torch.device(device))
+    anything = Config(student="s", teacher="t", **options)
+    check_implementation(anything, resolve(anything), torch.device(device))

@@ -153,3 +153,30 @@ def test_a_dropped_signal_counts_at_the_end() -> None:
         swallow_a_signal()
     assert (signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM)) == (alarm, term)
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_a_timer_of_the_host_program_is_left_alone() -> None:
+    rang = []
+    earlier = signal.signal(signal.SIGALRM, lambda *_: rang.append("its own"))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with leaving_on_sigterm(lambda: ""):
+            for _ in range(2000):
+                if rang:
+                    break
+                time.sleep(0.01)
+        assert rang == ["its own"]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_timer_of_the_host_program_goes_on_after_a_signal() -> None:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1000)
+        with pytest.raises(Interrupted), leaving_on_sigterm(lambda: ""):
+            swallow_a_signal()
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 900
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

@@ -81,11 +81,12 @@ def run(request: EvalRequest, *, console: Console | None = None) -> Evaluation:
         UserError: the model, the task or its data is wrong, or the output folder cannot be written; before any long work.
     """
     console = console or Console()
-    if request.task.train_fraction != 1:
-        raise UserError(
-            f"task.train_fraction={request.task.train_fraction} is for training: an evaluation takes the whole split; drop it, or "
-            "set limit"
-        )
+    for name in ("train_fraction", "train_fraction_seed", "fixed_examples"):
+        value = getattr(request.task, name)
+        if value != TaskConfig.model_fields[name].default:
+            raise UserError(
+                f"task.{name}={value} is for training: an evaluation takes the whole split; drop it, or set limit"
+            )
     if request.output is not None:
         make_writable(request.output)
     device = pick_device(request.device)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+import torch
+
+from tutelage.divergences import Divergence
 from tutelage.errors import UserError
 from tutelage.estimators import check_on_policy
 from tutelage.models.language_model import LanguageModel
@@ -57,6 +62,30 @@ def check_signal(config: Config, objective: Objective, student: LanguageModel, s
         raise UserError(
             f"teacher_signal={signal}, but the vocabulary has {student.vocab_size} tokens; lower k, or use teacher_signal=hidden"
         )
+
+
+def check_implementation(config: Config, objective: Objective, device: torch.device) -> None:
+    """Raises UserError where Triton's kernels are asked for and there is none for the run's loss."""
+    if config.loss.implementation != "triton":
+        return
+    signal = parse_signal(config.teacher_signal)
+    if device.type != "cuda":
+        lack = f"they run on CUDA, not on train.device={device}"
+    elif find_spec("triton") is None:
+        lack = "the package triton is not installed"
+    elif objective.divergence is not None and signal.name != "hidden":
+        lack = f"there is none for teacher_signal={signal}"
+    elif objective.divergence is not None and not _has_kernel(objective.divergence):
+        lack = f"there is none for divergence={objective.divergence}"
+    else:
+        return
+    raise UserError(f"loss.implementation=triton forces Triton's kernels, but {lack}; use loss.implementation=auto")
+
+
+def _has_kernel(divergence: Divergence) -> bool:
+    from tutelage.fused import triton  # only where it is used: it is large, and Linux only
+
+    return triton.supports(divergence)
 
 
 def check_draws(config: Config, objective: Objective, sampling: Sampling) -> None:

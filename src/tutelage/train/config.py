@@ -40,7 +40,7 @@ class TaskConfig(Section):
     """Chat template: auto applies it to chat messages only, always wraps plain prompts too."""
     train_fraction: float = Field(1.0, gt=0, le=1)
     """Train on this share of the training examples, drawn by `seed`; at one seed, a smaller share is part of every larger one."""
-    train_fraction_seed: int | None = None
+    train_fraction_seed: int | None = Field(None, ge=0)
     """Draws the share instead of `seed`: runs of several seeds then see the same examples."""
     fixed_examples: int | None = Field(None, ge=1)
     """Only so many of the training examples, the first ones, have fixed sequences (ground truth or the teacher's), as the paper's

@@ -27,7 +27,7 @@ from tutelage.tasks.encode import Encoding, fingerprint, longest_prompt
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import config_io
 from tutelage.train.checkpoint import Checkpoints, check_identity, require_space
-from tutelage.train.checks import check_draws, check_mixture, check_positions, check_signal
+from tutelage.train.checks import check_draws, check_implementation, check_mixture, check_positions, check_signal
 from tutelage.train.config import Config, identity
 from tutelage.train.importance import ImportanceWeights
 from tutelage.train.loop import Parts
@@ -79,6 +79,7 @@ def prepare(
     check_draws(config, objective, sampling_of(config, task))
     torch.manual_seed(config.seed)
     device = pick_device(config.train.device)
+    check_implementation(config, objective, device)
     reward = load_reward(config.rl, task, sampling_of(config, task), device)
     student, teachers = load_models(config, objective, student, teacher, device)
     if teachers:
@@ -89,8 +90,9 @@ def prepare(
     prompts = streams[0].prompts
     check_data(config, prompts)
     held_out = held_out_prompts(config, student, task)
-    for model in (student, *teachers):  # held-out prompts may be longer than those of the training split
-        check_positions(model, longest_prompt(held_out), sampling_of(config, task))
+    longest = longest_prompt(held_out)  # these may be longer than those of the training split
+    for model in (student, *teachers):
+        check_positions(model, longest, sampling_of(config, task))
     require_space(config.output, _bytes_to_write(config, student))
     prepare_output(config, prompts)
     parts = connect(config, objective, student, teachers[0] if teachers else None, task, streams, scorer)

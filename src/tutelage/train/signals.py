@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Never, Self
+from typing import Any, Never, Self
 
 _AGAIN_SECONDS = 5.0  # longer than it takes to leave
 
@@ -65,6 +66,31 @@ class StopRequest:
         self._earlier = {}
 
 
+class _Reminder:
+    """Sends SIGTERM once more after a while: Python prints and drops what a handler raises inside a weak reference's callback or finaliser.
+
+    A process has one such timer, which may be a host program's: it is taken when a signal has come, not before, and given back.
+    """
+
+    def __init__(self) -> None:
+        self._earlier: tuple[Any, tuple[float, float]] | None = None
+
+    def set(self) -> None:
+        if sys.platform == "win32":  # has no timers: a signal that was dropped counts at the end of the context
+            return
+        handler = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
+        timer = signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        if self._earlier is None:
+            self._earlier = handler, timer
+
+    def give_back(self) -> None:
+        if sys.platform != "win32" and self._earlier is not None:
+            handler, timer = self._earlier
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
 @contextmanager
 def leaving_on_sigterm(advice: Callable[[], str]) -> Iterator[None]:
     """Turns SIGTERM into `Interrupted` at once, within its context; where it would end the process without a word.
@@ -76,24 +102,22 @@ def leaving_on_sigterm(advice: Callable[[], str]) -> Iterator[None]:
     """
 
     came = False
+    reminder = _Reminder()
 
     def leave(number: int, frame: FrameType | None) -> Never:
         nonlocal came
         came = True
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        reminder.set()
         raise Interrupted(f"SIGTERM: stopped, {advice()}", signal.SIGTERM)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     earlier = signal.signal(signal.SIGTERM, leave)
-    # Python prints and drops what is raised inside a weak reference's callback or a finaliser: the signal comes again then.
-    earlier_alarm = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
         yield
         if came:
             leave(signal.SIGTERM, None)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, earlier_alarm)
+        reminder.give_back()
         signal.signal(signal.SIGTERM, earlier)
