@@ -6,7 +6,8 @@
     .venv/bin/python benchmarks/loss_plot.py
 
 One process per implementation; all get the same inputs and take turns, one pass at a time. Before anything is timed, value
-and gradients of all are compared in float32 with the full-logits reference in float64. benchmarks/README.md says more.
+and gradients of all are compared in float32 with the full-logits reference in float64; after each case, the values of all
+at its own size and dtype. benchmarks/README.md says more.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ CUDA_SIZE = "8192,2048/4096,151936"  # in bfloat16 only, as models of this size 
 AGREEMENT_SIZE = "7,8/12,37"
 # Of float32 with the reference in float64: the value, and the gradients' largest entry, may be off by this much.
 VALUE_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+# Of the values of one case with each other, relative. In float32, sums over all tokens and the vocabulary differ by some 1e-6;
+# one token of 8,192 left out shows as 1.2e-4. In bfloat16, Liger sums and returns numbers of that dtype: a rounding takes
+# up to 2**-8 = 4e-3, and 2e-2 is five of them (measured on a CPU: 3e-3, and below 1e-4 for all others).
+CASE_TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 LOGIT_SPREAD = 2.0  # standard deviation of both models' logits
 
 
@@ -60,6 +65,11 @@ class Case:
         tokens, hidden, vocabulary = size.split(",")
         student, teacher = hidden.split("/")
         return cls(int(tokens), int(student), int(teacher), int(vocabulary), dtype, loss)
+
+    @property
+    def title(self) -> str:
+        size = f"{self.tokens:,} x {self.student_hidden}/{self.teacher_hidden} x {self.vocabulary:,}"
+        return f"{size} {self.dtype} {self.loss}"
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -179,6 +189,36 @@ def relative_error(found: Any, expected: torch.Tensor) -> float:
     return float(difference.abs().max() / expected.abs().max())
 
 
+def compare_values(case: Case, rows: dict[str, Any]) -> dict[str, Any] | None:
+    """The value in `rows` that is farthest from the reference's; stops when one is too far.
+
+    Where the reference has none, because it was not asked for or did not fit, Tutelage's stands in, or else the first.
+
+    Args:
+        case: for its dtype and for the message.
+        rows: of the implementations, by name.
+
+    Returns:
+        Whose value it is, whose it was compared with, and the relative deviation; None with fewer than two values.
+    """
+    values = {name: row["value"] for name, row in rows.items() if row.get("value") is not None}
+    if len(values) < 2:
+        return None
+    standard = next(name for name in ("reference", "tutelage", *values) if name in values)
+    expected, tolerance = values.pop(standard), CASE_TOLERANCES[case.dtype]
+    deviations = {name: abs(value - expected) / abs(expected) for name, value in values.items()}
+    wrong = [
+        f"{name}: {values[name]:.6g}, off by {deviation:.1e}"
+        for name, deviation in deviations.items()
+        if not deviation <= tolerance
+    ]
+    if wrong:
+        title = f"{case.title}: not all values are within {tolerance:g} of {standard}'s, {expected:.6g}"
+        sys.exit("\n".join([f"error: {title}:", *wrong]))
+    farthest = max(deviations, key=lambda name: deviations[name])
+    return {"of": farthest, "from": standard, "relative": deviations[farthest]}
+
+
 class Benchmark:
     """All cases, one after the other; the record is written after each of them."""
 
@@ -213,19 +253,20 @@ class Benchmark:
 
     def _case(self, case: Case, workers: dict[str, Worker]) -> dict[str, Any]:
         """Memory of each implementation, each in a fresh process; then the time of all, interleaved."""
-        size = f"{case.tokens:,} x {case.student_hidden}/{case.teacher_hidden} x {case.vocabulary:,}"
-        self._progress.update(self._task, description=f"{size} {case.dtype} {case.loss}")
+        self._progress.update(self._task, description=case.title)
         rows = {name: self._memory(name, case) for name in workers}
         load = os.getloadavg()[0]
         self._time(case, workers, rows)
+        deviation = compare_values(case, rows)
         floor = rows.get("gemm_floor", {}).get("seconds")
         for row in rows.values():
             if floor and "seconds" in row:
                 row["ratio_to_floor"] = row["seconds"]["median"] / floor["median"]
-        return {**asdict(case), "head_gradient_mb": case.head_gradient_mb, "load_before": load, "implementations": rows}
+        found = {"load_before": load, "largest_value_deviation": deviation, "implementations": rows}
+        return {**asdict(case), "head_gradient_mb": case.head_gradient_mb, **found}
 
     def _memory(self, name: str, case: Case) -> dict[str, Any]:
-        if not IMPLEMENTATIONS[name].is_loss:  # the floor's products go into memory that it holds before
+        if not IMPLEMENTATIONS[name].is_loss:  # a floor's products go into memory that it holds before
             return {}
         # Large tensors come from and go back to the system one by one, so that nothing freed counts as resident.
         with start([name], self._options, MALLOC_MMAP_THRESHOLD_="65536") as workers:
@@ -268,6 +309,7 @@ def describe(options: argparse.Namespace, versions: dict[str, Any]) -> dict[str,
         "settings": {name: getattr(options, name) for name in kept} | {"logit_spread": LOGIT_SPREAD},
         "versions": versions,
         "agreement": {"size": AGREEMENT_SIZE, **tolerances, "errors": {}},
+        "case_value_tolerances": CASE_TOLERANCES,
         "cases": [],
     }
 
@@ -278,7 +320,7 @@ def parse() -> argparse.Namespace:
     add("--sizes", nargs="+", metavar="TOKENS,STUDENT/TEACHER,VOCABULARY", help=f"default: {' '.join(SIZES)}")
     add("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     add("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
-    add("--implementations", nargs="+", choices=IMPLEMENTATIONS, help="default: all that run on the device")
+    add("--implementations", nargs="+", choices=IMPLEMENTATIONS, help="default: all for the device in any dtype")
     add("--repetitions", type=int, default=7, help="timed passes of each implementation (default: %(default)s)")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process (default: all cores)")
     add("--device", choices=("cpu", "cuda"), default="cpu")
@@ -290,10 +332,14 @@ def parse() -> argparse.Namespace:
     if options.repetitions < 3:
         parser.error(f"--repetitions {options.repetitions}: quartiles need 3 at least")
     if options.implementations is None:
-        options.implementations = [name for name, it in IMPLEMENTATIONS.items() if on_cuda or not it.only_cuda]
+        everywhere = {name: it for name, it in IMPLEMENTATIONS.items() if not it.only_float32_on_cpu}
+        options.implementations = [name for name, it in everywhere.items() if on_cuda or not it.only_cuda]
     unfit = [name for name in options.implementations if IMPLEMENTATIONS[name].only_cuda and not on_cuda]
     if unfit:
         parser.error(f"{', '.join(unfit)} need --device cuda")
+    narrow = [name for name in options.implementations if IMPLEMENTATIONS[name].only_float32_on_cpu]
+    if narrow and (on_cuda or set(options.dtypes) != {"float32"}):
+        parser.error(f"{', '.join(narrow)}: float32 on a CPU only; add --dtypes float32 and leave --device cuda out")
     if any(IMPLEMENTATIONS[name].is_peer for name in options.implementations) and not options.trl_python.exists():
         parser.error(f"no Python at {options.trl_python}: set it up as above, give --trl-python or --implementations")
     sizes = [(size, options.dtypes) for size in options.sizes or SIZES]

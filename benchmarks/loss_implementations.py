@@ -130,8 +130,11 @@ def _liger_triton(problem: Problem, loss: str) -> Run:
     return _differentiated(lambda: function(*tensors, None))
 
 
-def _gemm_floor(problem: Problem, loss: str) -> Run:
-    """The four matrix products of an exact divergence and nothing else, into memory that is there already."""
+Project = Callable[[Tensor, Tensor, Tensor], Any]  # hidden [N, H], head [V, H], out [N, V]
+
+
+def _four_products(problem: Problem, project: Project) -> Run:
+    """The matrix products of an exact divergence and nothing else, into memory that is there already."""
     tokens, vocab = problem.tokens, len(problem.weight)
     most = _FLOOR_BYTES // (2 * vocab * problem.hidden.element_size())
     chunk = min(tokens, most)
@@ -143,10 +146,8 @@ def _gemm_floor(problem: Problem, loss: str) -> Run:
         for start in range(0, tokens, chunk):
             hidden = problem.hidden[start : start + chunk]
             logits = student[: len(hidden)]
-            torch.mm(hidden, problem.weight.T, out=logits)
-            torch.mm(
-                problem.teacher_hidden[start : start + chunk], problem.teacher_weight.T, out=teacher[: len(hidden)]
-            )
+            project(hidden, problem.weight, logits)
+            project(problem.teacher_hidden[start : start + chunk], problem.teacher_weight, teacher[: len(hidden)])
             torch.mm(logits, problem.weight, out=hidden_grad[start : start + chunk])
             if start == 0:
                 torch.mm(logits.T, hidden, out=weight_grad)
@@ -154,6 +155,24 @@ def _gemm_floor(problem: Problem, loss: str) -> Run:
                 weight_grad.addmm_(logits.T, hidden)
 
     return run
+
+
+def _gemm_floor(problem: Problem, loss: str) -> Run:
+    return _four_products(problem, lambda hidden, weight, out: torch.mm(hidden, weight.T, out=out))
+
+
+def _gemm_floor_onednn(problem: Problem, loss: str) -> Run:
+    """The floor whose projections go to oneDNN, as Tutelage's do in float32 on a CPU."""
+    from tutelage.fused import base
+
+    if problem.hidden.dtype != torch.float32 or problem.hidden.device.type != "cpu":
+        seen = f"{problem.hidden.dtype} on {problem.hidden.device.type}"
+        raise ValueError(
+            f"gemm_floor_onednn is for float32 on a CPU, not {seen}: Tutelage projects there as gemm_floor does"
+        )
+    if not torch.backends.mkldnn.is_available():
+        raise ValueError("gemm_floor_onednn needs a PyTorch built with oneDNN (torch.backends.mkldnn)")
+    return _four_products(problem, lambda hidden, weight, out: base.project_in_blocks(hidden, weight, None, out))
 
 
 @dataclass(frozen=True)
@@ -164,8 +183,9 @@ class Implementation:
         prepare: (problem, loss) -> one pass. What `prepare` itself does is not timed.
         packages: whose versions the results state.
         is_peer: runs in the Python that has TRL and Liger.
-        is_loss: has a value and gradients; the floor has none.
+        is_loss: has a value and gradients; the floors have none.
         only_cuda: does not run on a CPU.
+        only_float32_on_cpu: runs nowhere else, and only when asked for by name.
     """
 
     prepare: Callable[[Problem, str], Run]
@@ -173,6 +193,7 @@ class Implementation:
     is_peer: bool = False
     is_loss: bool = True
     only_cuda: bool = False
+    only_float32_on_cpu: bool = False
 
 
 _TRL, _LIGER = ("trl", "torch", "transformers"), ("liger-kernel", "torch")
@@ -186,4 +207,7 @@ IMPLEMENTATIONS = {
     "liger_compiled": Implementation(_liger_chunked(True), _LIGER, is_peer=True),
     "liger_triton": Implementation(_liger_triton, (*_LIGER, "triton"), is_peer=True, only_cuda=True),
     "gemm_floor": Implementation(_gemm_floor, ("torch",), is_loss=False),
+    "gemm_floor_onednn": Implementation(
+        _gemm_floor_onednn, ("tutelage", "torch"), is_loss=False, only_float32_on_cpu=True
+    ),
 }

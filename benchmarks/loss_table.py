@@ -17,6 +17,9 @@ def show(record: dict[str, Any], console: Console) -> None:
     for size, cases in groupby(record["cases"], key=lambda case: tuple(case[name] for name in SIZE)):
         console.print(_table(size, list(cases)))
     console.print("s: median seconds, forward and backward. MB: peak memory above the inputs, the gradients included.")
+    console.print(
+        "/ floor: to gemm_floor's seconds. gemm_floor_onednn: the same products, projected as Tutelage does in float32."
+    )
 
 
 def _table(size: tuple[Any, ...], cases: list[dict[str, Any]]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+
+from tutelage.fused import base
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 NAMES = ["tutelage", "reference", "gemm_floor"]
@@ -69,23 +73,88 @@ def test_the_case_has_the_times_of_all(record: dict[str, Any]) -> None:
     assert "peak_mb" not in rows["gemm_floor"]
 
 
-def test_the_plot_shows_every_case(record: dict[str, Any], tmp_path: Path, load: Any) -> None:
-    load("loss_plot").draw([record], tmp_path / "assets" / "loss.png")
-    assert (tmp_path / "assets" / "loss.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_plot_joins_parts_with_other_implementations(
-    record: dict[str, Any], tmp_path: Path, load: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plot = load("loss_plot")
+def test_the_case_says_how_far_its_values_are_apart(record: dict[str, Any]) -> None:
     (case,) = record["cases"]
-    rows = {name: row for name, row in case["implementations"].items() if name != "reference"}
-    other = {"cases": [{**case, "tokens": 7, "implementations": rows}]}
-    drawn = []
-    monkeypatch.setattr(plot, "_mark", lambda axes, position, height, loss: drawn.append(position))
-    plot.draw([record, other], tmp_path / "loss.png")
-    # Time and memory of each: two implementations in the first part, one in the second.
-    assert len(drawn) == 2 * 2 + 2 * 1
+    found, rows = case["largest_value_deviation"], case["implementations"]
+    assert (found["of"], found["from"]) == ("tutelage", "reference")
+    value, expected = rows["tutelage"]["value"], rows["reference"]["value"]
+    assert found["relative"] == abs(value - expected) / abs(expected)
+    assert record["case_value_tolerances"] == {"float32": 1e-4, "bfloat16": 2e-2}
+
+
+def of_values(**values: float | None) -> dict[str, Any]:
+    """Rows of a case; None for one that did not fit."""
+    return {name: {"does_not_fit": "..."} if value is None else {"value": value} for name, value in values.items()}
+
+
+def test_the_values_of_a_case_are_compared(load: Any) -> None:
+    loss = load("loss")
+    exact, half = (loss.Case.of("5,8/8,37", dtype, "jsd(0.5)") for dtype in ("float32", "bfloat16"))
+    rows = of_values(tutelage=0.5, reference=0.50001, liger=0.49998) | {"gemm_floor": {"value": None}}
+    found = loss.compare_values(exact, rows)
+    assert (found["of"], found["from"]) == ("liger", "reference")
+    assert found["relative"] == pytest.approx(3e-5 / 0.50001)
+    far = of_values(reference=None, trl_gkd=0.4999, tutelage=0.5, liger=0.497)
+    assert loss.compare_values(half, far) == {"of": "liger", "from": "tutelage", "relative": pytest.approx(6e-3)}
+    with pytest.raises(SystemExit) as stopped:
+        loss.compare_values(exact, far)
+    assert str(stopped.value).splitlines() == [
+        "error: 5 x 8/8 x 37 float32 jsd(0.5): not all values are within 0.0001 of tutelage's, 0.5:",
+        "trl_gkd: 0.4999, off by 2.0e-04",
+        "liger: 0.497, off by 6.0e-03",
+    ]
+    with pytest.raises(SystemExit, match="liger: nan, off by nan"):
+        loss.compare_values(half, of_values(tutelage=0.5, liger=float("nan")))
+    assert loss.compare_values(exact, of_values(tutelage=0.5, reference=None)) is None
+
+
+def parse(load: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    monkeypatch.setattr("sys.argv", ["loss.py", "--trl-python", sys.executable, *words])
+    return load("loss").parse()
+
+
+def test_the_onednn_floor_runs_in_float32_on_a_cpu_and_when_named(
+    load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "gemm_floor_onednn" not in parse(load, monkeypatch).implementations
+    named = ("--implementations", "tutelage", "gemm_floor", "gemm_floor_onednn")
+    assert parse(load, monkeypatch, *named, "--dtypes", "float32").implementations == list(named[1:])
+    for words in ((), ("--dtypes", "float32", "--device", "cuda")):
+        with pytest.raises(SystemExit, match="2"):
+            parse(load, monkeypatch, *named, *words)
+        assert "gemm_floor_onednn: float32 on a CPU only; add --dtypes float32" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN does its projections")
+def test_the_onednn_floor_projects_as_the_library(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    implementations = load("loss_implementations")
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"hidden": (5, 8), "weight": (37, 8), "teacher_hidden": (5, 12), "teacher_weight": (37, 12)}
+    problem = implementations.Problem(
+        **{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    )
+    monkeypatch.setattr(implementations, "_FLOOR_BYTES", 3 * 2 * 37 * 4)  # chunks of 3 and 2 tokens
+    logits = []
+    blocks = base.project_in_blocks
+    monkeypatch.setattr(base, "project_in_blocks", lambda *arguments: logits.append(blocks(*arguments).clone()))
+    assert implementations.IMPLEMENTATIONS["gemm_floor_onednn"].prepare(problem, "forward_kl")() is None
+    student, teacher = problem.hidden @ problem.weight.T, problem.teacher_hidden @ problem.teacher_weight.T
+    for found, expected in zip(logits, (student[:3], teacher[:3], student[3:], teacher[3:]), strict=True):
+        torch.testing.assert_close(found, expected)
+    problem.hidden = problem.hidden.bfloat16()
+    with pytest.raises(ValueError, match=r"float32 on a CPU, not torch.bfloat16 on cpu"):
+        implementations.IMPLEMENTATIONS["gemm_floor_onednn"].prepare(problem, "forward_kl")
+
+
+def test_the_table_has_the_floors_and_liger_compiled(record: dict[str, Any], load: Any) -> None:
+    (case,) = record["cases"]
+    rows = case["implementations"]
+    others = {"liger_compiled": rows["reference"], "gemm_floor_onednn": rows["gemm_floor"] | {"ratio_to_floor": 0.87}}
+    console = Console(width=200, record=True, file=io.StringIO())
+    load("loss_table").show({"cases": [{**case, "implementations": rows | others}]}, console)
+    lines = {line.split()[0]: line for line in console.export_text().splitlines() if line.strip()}
+    assert lines["gemm_floor_onednn"].rstrip().endswith("0.87")
+    assert lines["liger_compiled"].split()[1:] == lines["reference"].split()[1:]
 
 
 @pytest.fixture
