@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -105,8 +106,8 @@ def test_tokens_outside_both_supports_change_nothing(spelling):
     wide_p, wide_q = torch.cat([nowhere, P, nowhere]), torch.cat([nowhere, Q, nowhere])
     divergence = d.parse(spelling)
     assert divergence.value(wide_p, wide_q).item() == pytest.approx(divergence.value(P, Q).item(), abs=1e-15)
-    gradient = divergence.student_grad(wide_p, wide_q)
-    torch.testing.assert_close(gradient[1:-1], divergence.student_grad(P, Q), rtol=0, atol=1e-15)
+    gradient = score(spelling, wide_p, wide_q)[1]
+    torch.testing.assert_close(gradient[1:-1], score(spelling, P, Q)[1], rtol=0, atol=1e-15)
     assert gradient[0] == gradient[-1] == 0
 
 
@@ -152,7 +153,7 @@ def test_autograd_with_minus_infinity_gives_the_closed_form(spelling):
     leaf = student.clone().requires_grad_()
     (expected,) = torch.autograd.grad(d.parse(spelling).value(teacher, leaf), leaf)
     assert expected.isfinite().all()
-    torch.testing.assert_close(d.parse(spelling).student_grad(teacher, student), expected)
+    torch.testing.assert_close(score(spelling, teacher, student)[1], expected)
 
 
 @pytest.mark.parametrize("spelling", [s for s in SPELLINGS if s != "adaptive_kl(0.5)"])
@@ -160,7 +161,7 @@ def test_logit_gradient_against_finite_differences(spelling):
     teacher = random_logp(7, seed=3)
     logits = random_logp(7, seed=4) + 0.3
     divergence = d.parse(spelling)
-    g = divergence.student_grad(teacher, logits.log_softmax(-1))
+    g = score(spelling, teacher, logits.log_softmax(-1))[1]
     gradient = g - logits.softmax(-1) * g.sum()
     assert abs(gradient.sum().item()) < 1e-12
     step = 1e-6
@@ -185,7 +186,7 @@ def test_adaptive_kl_gradient_takes_the_shares_for_constants():
     value, gradient = score("adaptive_kl(0.5)", teacher, student)
     expected = head * forward.value(teacher, student) + (1 - head) * reverse.value(teacher, student)
     torch.testing.assert_close(value, expected)
-    forward_grad, reverse_grad = forward.student_grad(teacher, student), reverse.student_grad(teacher, student)
+    forward_grad, reverse_grad = (score(spelling, teacher, student)[1] for spelling in ("forward_kl", "reverse_kl"))
     torch.testing.assert_close(gradient, head[:, None] * forward_grad + (1 - head[:, None]) * reverse_grad)
 
 
@@ -200,7 +201,7 @@ def test_adaptive_kl_has_no_use_for_an_infinite_term_of_weight_zero():
 
 
 def test_forward_kl_logit_gradient_is_student_minus_teacher():
-    g = d.parse("forward_kl").student_grad(P, Q)
+    g = score("forward_kl", P, Q)[1]
     torch.testing.assert_close(g - Q.exp() * g.sum(), Q.exp() - P.exp())
 
 
@@ -245,7 +246,7 @@ def test_spelling_is_lenient_with_space_and_default_alpha():
         ("jsd(0.5, rescale, rescale)", "wrong arguments"),
         ("jsd(half)", "half"),
         ("forward_kl(0.1)", "wrong arguments"),
-        ("adaptive_kl(1)", r"the head's mass 1\.0 is outside \(0, 1\)"),
+        ("adaptive_kl(1)", r"head_mass = 1\.0 is outside \(0, 1\)"),
         ("skew_forward_kl(0)", "divergence forward_kl"),
         ("skew_reverse_kl(1.0)", "divergence reverse_kl"),
         ("forward_lk", "did you mean forward_kl"),
@@ -265,11 +266,41 @@ def test_registered_divergence_takes_its_gradient_from_autograd(monkeypatch):
     d.register("my_forward_kl", lambda t, s: (t.exp() * (t - s)).sum(-1))
     mine = d.parse("my_forward_kl")
     with torch.no_grad():
-        torch.testing.assert_close(mine.student_grad(P, Q), -P.exp())
+        torch.testing.assert_close(score(mine, P, Q)[1], -P.exp())
     assert mine.value(P, Q).item() == pytest.approx(0.597991, abs=6e-7)
     for taken in ("jsd", "my_forward_kl", "not a name"):
         with pytest.raises(UserError, match="another name"):
             d.register(taken, d.forward_kl)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shape"),
+    [
+        (lambda t, s: (t - s).sum(-1, keepdim=True), (4, 1)),
+        (lambda t, s: (t - s).sum(), ()),
+        (lambda t, s: t - s, (4, 7)),
+    ],
+)
+def test_a_value_of_the_wrong_shape_is_refused(wrong, shape):
+    teacher, student = random_logp(4, 7, seed=1), random_logp(4, 7, seed=2)
+    distributions = d.Distribution.of(teacher), d.Distribution.of(student)
+    autograd, closed = (
+        d.Divergence("mine", wrong),
+        d.Divergence("mine", wrong, lambda t, s: (wrong(t.logp, s.logp), s.p)),
+    )
+    calls = (
+        lambda: autograd(teacher, student),
+        lambda: autograd.score(*distributions),
+        lambda: closed.score(*distributions),
+    )
+    message = (
+        f"divergence mine gave values of shape {shape} for log-probabilities of shape (4, 7); it must give one for"
+    )
+    for call in calls:
+        with pytest.raises(UserError, match=re.escape(message) + r".* shape \(4,\)"):
+            call()
+    right = d.Divergence("mine", d.forward_kl)
+    torch.testing.assert_close(right(teacher, student), d.forward_kl(teacher, student))
 
 
 def test_nan_is_never_hidden():

@@ -69,23 +69,33 @@ class Divergence:
     def __str__(self) -> str:
         return self.name
 
+    def __call__(self, teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+        """`value`, [...]. Raises UserError where it has another shape, which would broadcast to a wrong sum."""
+        return self._one_each(self.value(teacher_logp, student_logp), student_logp)
+
     def score(self, teacher: Distribution, student: Distribution) -> tuple[Tensor, Tensor]:
-        """Value [...] and derivative g = dD/d(student_logp) [..., V], both detached.
+        """Value [...] and derivative g = dD/d(student_logp) [..., V], both detached. Raises UserError as a call does.
 
         With logits z and q = softmax(z), the derivative in the logits is g - q * g.sum(-1).
         """
         if self.closed_form is not None:
             with torch.no_grad():
-                return self.closed_form(teacher, student)
+                value, gradient = self.closed_form(teacher, student)
+            return self._one_each(value, student.logp), gradient
         with torch.enable_grad():
             student_logp = student.logp.detach().requires_grad_()
-            value = self.value(teacher.logp.detach(), student_logp)
+            value = self(teacher.logp.detach(), student_logp)
             (gradient,) = torch.autograd.grad(value.sum(), student_logp)
         return value.detach(), gradient
 
-    def student_grad(self, teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
-        """The derivative dD/d(student_logp), [..., V]: see `score`."""
-        return self.score(Distribution.of(teacher_logp), Distribution.of(student_logp))[1]
+    def _one_each(self, value: Tensor, logp: Tensor) -> Tensor:
+        if value.shape != logp.shape[:-1]:
+            raise UserError(
+                f"divergence {self} gave values of shape {tuple(value.shape)} for log-probabilities of shape "
+                f"{tuple(logp.shape)}; it must give one for each distribution, shape {tuple(logp.shape[:-1])}: sum over "
+                "the last dimension only, without keepdim"
+            )
+        return value
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -135,7 +145,7 @@ def jsd(teacher_logp: Tensor, student_logp: Tensor, beta: float, rescale: bool =
 
     Source: Agarwal et al., ICLR 2024 (arXiv 2306.13649), Eq. 1.
     """
-    _check_beta(beta)
+    _check_parameter("jsd", "beta", beta)
     mixture_logp = log_mixture(teacher_logp, student_logp, beta)
     value = beta * _kl(teacher_logp, mixture_logp) + (1 - beta) * _kl(student_logp, mixture_logp)
     return value / (beta * (1 - beta)) if rescale else value
@@ -151,7 +161,7 @@ def skew_forward_kl(teacher_logp: Tensor, student_logp: Tensor, alpha: float = 0
 
     Raises UserError when alpha is not inside (0, 1). Source: Ko et al., DistiLLM (arXiv 2402.03898).
     """
-    _check_alpha(alpha, "forward_kl")
+    _check_parameter("skew_forward_kl", "alpha", alpha)
     return _kl(teacher_logp, log_mixture(teacher_logp, student_logp, alpha))
 
 
@@ -160,7 +170,7 @@ def skew_reverse_kl(teacher_logp: Tensor, student_logp: Tensor, alpha: float = 0
 
     Raises UserError when alpha is not inside (0, 1). Source: Ko et al., DistiLLM (arXiv 2402.03898).
     """
-    _check_alpha(alpha, "reverse_kl")
+    _check_parameter("skew_reverse_kl", "alpha", alpha)
     return _kl(student_logp, log_mixture(teacher_logp, student_logp, 1 - alpha))
 
 
@@ -172,7 +182,7 @@ def adaptive_kl(teacher_logp: Tensor, student_logp: Tensor, head_mass: float = 0
 
     Raises UserError when head_mass is not inside (0, 1). Source: Wu et al., AKL (arXiv 2404.02657).
     """
-    _check_head_mass(head_mass)
+    _check_parameter("adaptive_kl", "head_mass", head_mass)
     head = _head_share(teacher_logp.exp(), student_logp.detach().exp(), head_mass)
     forward, reverse = forward_kl(teacher_logp, student_logp), reverse_kl(teacher_logp, student_logp)
     return head * forward.masked_fill(head == 0, 0.0) + (1 - head) * reverse.masked_fill(head == 1, 0.0)
@@ -275,55 +285,28 @@ def _adaptive_kl_score(teacher: Distribution, student: Distribution, *, head_mas
 # --- spellings --------------------------------------------------------------------------------------------------------
 
 
-def _check_beta(beta: float) -> None:
-    if not 0 < beta < 1:
+_INSTEAD = {  # of a parameter at the end of its range
+    "jsd": "forward_kl (the limit beta -> 0, up to scale) or reverse_kl (the limit beta -> 1)",
+    "skew_forward_kl": "forward_kl (alpha = 0)",
+    "skew_reverse_kl": "reverse_kl (alpha = 0)",
+    "adaptive_kl": "forward_kl (all tokens are the head)",
+}
+
+
+def _check_parameter(family: str, name: str, value: float) -> None:
+    if not 0 < value < 1:
         raise UserError(
-            f"jsd: beta = {beta} is outside (0, 1), where the divergence is 0 or undefined. Use beta inside (0, 1), "
-            "or divergence forward_kl (the limit beta -> 0, up to scale) or reverse_kl (the limit beta -> 1)."
-        )
-
-
-def _check_alpha(alpha: float, unskewed: str) -> None:
-    if not 0 < alpha < 1:
-        raise UserError(
-            f"skew_{unskewed}: alpha = {alpha} is outside (0, 1). Use alpha inside (0, 1), for example 0.1, "
-            f"or divergence {unskewed} (alpha = 0)."
-        )
-
-
-def _check_head_mass(head_mass: float) -> None:
-    if not 0 < head_mass < 1:
-        raise UserError(
-            f"adaptive_kl: the head's mass {head_mass} is outside (0, 1). Use one inside (0, 1), for example 0.5, or divergence "
-            "forward_kl (all tokens are the head)."
+            f"{family}: {name} = {value} is outside (0, 1). Use {name} inside (0, 1), or divergence {_INSTEAD[family]}."
         )
 
 
 def _build_jsd(beta: float, rescale: bool = False) -> Divergence:
-    _check_beta(beta)
+    _check_parameter("jsd", "beta", beta)
     return Divergence(
         f"jsd({beta}, rescale)" if rescale else f"jsd({beta})",
         partial(jsd, beta=beta, rescale=rescale),
         partial(_jsd_score, beta=beta, rescale=rescale),
     )
-
-
-def _build_skew_forward_kl(alpha: float = 0.1) -> Divergence:
-    _check_alpha(alpha, "forward_kl")
-    score = partial(_skew_forward_kl_score, alpha=alpha)
-    return Divergence(f"skew_forward_kl({alpha})", partial(skew_forward_kl, alpha=alpha), score)
-
-
-def _build_skew_reverse_kl(alpha: float = 0.1) -> Divergence:
-    _check_alpha(alpha, "reverse_kl")
-    score = partial(_skew_reverse_kl_score, alpha=alpha)
-    return Divergence(f"skew_reverse_kl({alpha})", partial(skew_reverse_kl, alpha=alpha), score)
-
-
-def _build_adaptive_kl(head_mass: float = 0.5) -> Divergence:
-    _check_head_mass(head_mass)
-    score = partial(_adaptive_kl_score, head_mass=head_mass)
-    return Divergence(f"adaptive_kl({head_mass})", partial(adaptive_kl, head_mass=head_mass), score)
 
 
 class _Family(NamedTuple):
@@ -339,14 +322,27 @@ def _plain(divergence: Divergence) -> _Family:
     return _Family(lambda: divergence, divergence.name)
 
 
+def _of_parameter(
+    value: Callable[..., Tensor], score: Callable[..., tuple[Tensor, Tensor]], parameter: str, default: float
+) -> _Family:
+    family = value.__name__
+
+    def build(number: float = default) -> Divergence:
+        _check_parameter(family, parameter, number)
+        given = {parameter: number}
+        return Divergence(f"{family}({number})", partial(value, **given), partial(score, **given))
+
+    return _Family(build, f"{family}({default})", range(2))
+
+
 _FAMILIES: dict[str, _Family] = {
     "forward_kl": _plain(Divergence("forward_kl", forward_kl, _forward_kl_score)),
     "reverse_kl": _plain(Divergence("reverse_kl", reverse_kl, _reverse_kl_score)),
     "jsd": _Family(_build_jsd, "jsd(0.5) or jsd(0.5, rescale)", range(1, 2), ("rescale",)),
     "total_variation": _plain(Divergence("total_variation", total_variation, _total_variation_score)),
-    "skew_forward_kl": _Family(_build_skew_forward_kl, "skew_forward_kl(0.1)", range(2)),
-    "skew_reverse_kl": _Family(_build_skew_reverse_kl, "skew_reverse_kl(0.1)", range(2)),
-    "adaptive_kl": _Family(_build_adaptive_kl, "adaptive_kl(0.5)", range(2)),
+    "skew_forward_kl": _of_parameter(skew_forward_kl, _skew_forward_kl_score, "alpha", 0.1),
+    "skew_reverse_kl": _of_parameter(skew_reverse_kl, _skew_reverse_kl_score, "alpha", 0.1),
+    "adaptive_kl": _of_parameter(adaptive_kl, _adaptive_kl_score, "head_mass", 0.5),
 }
 _SPELLING = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*")
 
@@ -356,7 +352,7 @@ def register(name: str, fn: DivergenceFn) -> Divergence:
 
     Args:
         name: an identifier that is not taken.
-        fn: (teacher_logp [..., V], student_logp [..., V]) -> [...].
+        fn: (teacher_logp [..., V], student_logp [..., V]) -> [...]; another shape is a UserError where it is evaluated.
 
     Raises:
         UserError: the name is taken or is not an identifier.

@@ -1,7 +1,8 @@
 """Divergences from less than the whole distribution: the teacher's top tokens, or its view of the sampled token.
 
-*Top-k.* Both distributions are coarsened to the K tokens and one outcome for all others, and compared there. By the
-data-processing inequality no divergence grows by that: the result is a lower bound, at least 0, exact at K = V.
+*Top-k.* Both distributions are coarsened to the K tokens and one outcome for all others, and compared there; that is exact
+at K = V. By the data-processing inequality no f-divergence grows by it: the result is a lower bound, at least 0 up to
+rounding. `adaptive_kl` is no f-divergence and may grow, and so may a registered divergence.
 
 *Sampled tokens.* With tokens y drawn from the student Q and r = p(y)/q(y), Schulman's estimators of KL(Q||P) are
 
@@ -104,7 +105,7 @@ def k2(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
 
 
 def k3(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-    """p/q - 1 - log(p/q) of sampled tokens: unbiased for KL(Q||P), never negative. [...], [...] -> [...].
+    """p/q - 1 - log(p/q) of sampled tokens: unbiased for KL(Q||P), never negative up to rounding. [...], [...] -> [...].
 
     As a loss it has the gradient of KL(P||Q).
     """

@@ -157,8 +157,8 @@ class HiddenStates:
 class TopK:
     """The teacher's K most probable tokens and the mass of all others. Any divergence is legal.
 
-    Both models' distributions are coarsened to K + 1 outcomes, the K tokens and one for the rest, and compared there: a
-    lower bound of the full divergence that is exact at K = V.
+    Both models' distributions are coarsened to K + 1 outcomes, the K tokens and one for the rest, and compared there. That is
+    exact at K = V, and a lower bound of every f-divergence: all of the package's but `adaptive_kl`, not all registered ones.
 
     Attributes:
         token_ids_NK: int64, distinct within a row.

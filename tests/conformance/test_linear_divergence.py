@@ -175,6 +175,24 @@ def test_zero_weights(weights):
     assert gradient[0].abs().sum() == 0
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_low_rank_adapter_on_the_head(divergence):
+    """W + B A with a frozen W: the gradients of A and B are those of autograd through full logits."""
+    inputs = problem(bias=True, scale=0.7, softcap=1.5)
+    frozen = inputs["student_head"].weight.detach()
+    generator = torch.Generator().manual_seed(5)
+    a, b = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((2, 5), (37, 2)))
+    leaves = (inputs["student_hidden"], a.requires_grad_(), b.requires_grad_())
+    results = []
+    for module, options in ((reference, {}), (chunked, {"budget_bytes": THREE_TOKENS})):
+        adapted = inputs | {"student_head": replace(inputs["student_head"], weight=frozen + 0.5 * b @ a)}
+        total = module.linear_divergence(**adapted, divergence=divergence, **options)
+        results.append((total.detach(), *torch.autograd.grad(total, leaves)))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-13)
+        assert expected.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("divergence", [d for d in DIVERGENCES if d != "adaptive_kl(0.5)"])  # not the value's gradient
 def test_gradcheck(divergence):
     inputs = problem(3, vocab=11, teacher_vocab=11, bias=True, scale=0.7, softcap=1.5)

@@ -12,7 +12,15 @@ from tutelage.types import LMHead
 VOCAB = 3000
 # Relative error of the value, and of the gradients in the Euclidean norm.
 BOUNDS = {torch.float32: (2e-6, 1e-4), torch.bfloat16: (2e-3, 3e-2)}
-SMOOTH = ["forward_kl", "reverse_kl", "jsd(0.1)", "jsd(0.9, rescale)", "skew_forward_kl(0.1)", "skew_reverse_kl(0.1)"]
+DIVERGENCES = [
+    "forward_kl",
+    "reverse_kl",
+    "jsd(0.1)",
+    "jsd(0.9, rescale)",
+    "skew_forward_kl(0.1)",
+    "skew_reverse_kl(0.1)",
+    "adaptive_kl(0.5)",
+]
 
 
 def results(divergence: str, inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -48,7 +56,7 @@ def errors(divergence: str, dtype: torch.dtype) -> list[float]:
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-@pytest.mark.parametrize("divergence", SMOOTH)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_errors_stay_under_the_stated_bounds(divergence: str, dtype: torch.dtype) -> None:
     value_bound, gradient_bound = BOUNDS[dtype]
     value, hidden, head = errors(divergence, dtype)

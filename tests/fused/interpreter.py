@@ -17,6 +17,7 @@ DIVERGENCES = (
     "skew_forward_kl(0.2)",
     "skew_reverse_kl(0.2)",
 )
+WITHOUT_KERNEL = ("adaptive_kl(0.5)",)
 INF = float("inf")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.fused.watch import Watch
 from tutelage.fused import base
 from tutelage.types import LMHead
 
@@ -42,8 +43,22 @@ def test_projection_is_the_same_with_and_without_room_for_it(dtype):
     torch.testing.assert_close(out, base.project(hidden, head))
 
 
-def test_only_float32_goes_to_blocks():
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is what it tests")
+def test_blocks_hold_no_more_than_their_bytes(monkeypatch):
+    monkeypatch.setattr(base, "_BLOCK_BYTES", 40 * 16 * 4)
+    monkeypatch.setattr(base, "_LEAST_ROWS", 8)
+    hidden, weight, out = random(40, 3, seed=1), random(141, 3, seed=2), torch.empty(40, 141)
+    with Watch() as watch:
+        base.project_in_blocks(hidden, weight, None, out)
+    assert watch.largest == 40 * 16  # the head, 423, is smaller
+    torch.testing.assert_close(out, hidden @ weight.T)
+
+
+def test_only_float32_goes_to_onednn_and_only_where_its_blocks_are_small():
     is_mkl = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    assert base._onednn_is_faster(torch.ones(2, 2)) is is_mkl
-    assert not base._onednn_is_faster(torch.ones(2, 2, dtype=torch.float64))
-    assert not base._onednn_is_faster(torch.ones(2, 2, dtype=torch.bfloat16))
+    assert base._goes_to_onednn(torch.ones(2, 2)) is is_mkl
+    assert base._goes_to_onednn(torch.ones(2048, 2)) is is_mkl  # 512 rows are 4 MiB
+    assert not base._goes_to_onednn(torch.ones(2049, 2))
+    assert not base._goes_to_onednn(torch.ones(0, 2))
+    assert not base._goes_to_onednn(torch.ones(2, 2, dtype=torch.float64))
+    assert not base._goes_to_onednn(torch.ones(2, 2, dtype=torch.bfloat16))

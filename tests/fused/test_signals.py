@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tutelage.errors import UserError
-from tutelage.fused import divergence_loss, teacher_sampled, teacher_topk
+from tutelage.fused import base, divergence_loss, teacher_sampled, teacher_topk
 from tutelage.types import LMHead
 
 TOKENS, VOCAB = 7, 37
@@ -66,9 +66,37 @@ def test_bfloat16_states_give_float32_signals():
     )
 
 
-def test_no_tokens():
-    assert teacher_topk(HIDDEN[:0], HEAD, 4).token_ids_NK.shape == (0, 4)
-    assert teacher_sampled(HIDDEN[:0], HEAD, torch.empty(0, dtype=torch.int64)).logp_N.shape == (0,)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_no_tokens(dtype):
+    hidden = HIDDEN[:0].to(dtype)
+    assert teacher_topk(hidden, HEAD, 4).token_ids_NK.shape == (0, 4)
+    assert teacher_sampled(hidden, HEAD, torch.empty(0, dtype=torch.int64)).logp_N.shape == (0,)
+
+
+def test_autocast_converts_the_head_once_and_projects_into_one_buffer(monkeypatch):
+    """Three chunks, through a head that changes nothing after the projection, so that the buffer is what callers overwrite."""
+    given, project = [], base.project
+
+    def spy(hidden, head, out):
+        given.append((head.weight.dtype, head.weight.data_ptr(), out.data_ptr(), len(hidden)))
+        return project(hidden, head, out)
+
+    monkeypatch.setattr(base, "project", spy)
+    hidden, head, budget = HIDDEN.float(), LMHead(HEAD.weight.float()), 4 * 3 * VOCAB * 4
+    expected = teacher_topk(hidden.bfloat16(), LMHead(head.weight.bfloat16()), 5, budget_bytes=budget)
+    given.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        signal = teacher_topk(hidden, head, 5, budget_bytes=budget)
+    assert [row[-1] for row in given] == [3, 3, 1]
+    assert len({row[:-1] for row in given}) == 1
+    assert given[0][0] == torch.bfloat16
+    assert torch.equal(signal.token_ids_NK, expected.token_ids_NK)
+    torch.testing.assert_close(signal.logp_NK, expected.logp_NK, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(signal.tail_logp_N, expected.tail_logp_N, rtol=1e-6, atol=1e-6)
+    exact = teacher_topk(HIDDEN, LMHead(HEAD.weight), 5)  # float64, in one chunk
+    in_chunks = teacher_topk(HIDDEN, LMHead(HEAD.weight), 5, budget_bytes=2 * budget)
+    torch.testing.assert_close(in_chunks.logp_NK, exact.logp_NK, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(in_chunks.tail_logp_N, exact.tail_logp_N, rtol=1e-12, atol=1e-13)
 
 
 def test_bad_input():

@@ -6,9 +6,10 @@ from functools import partial
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.fused import twins
+from tests.fused.watch import Watch
+from tutelage.divergences import Divergence
 from tutelage.errors import UserError
 from tutelage.estimators import tail_logp
 from tutelage.fused import linear_divergence, linear_topk, teacher_topk
@@ -121,25 +122,13 @@ def test_bfloat16_within_its_rounding_of_float64(divergence):
         assert (one.double() - two).norm() / two.norm() < 0.02
 
 
-class Largest(TorchDispatchMode):
-    """Records the size of the largest tensor made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.elements = max(self.elements, result.numel())
-        return result
-
-
 def test_no_tensor_over_all_tokens_and_the_vocabulary():
     tokens, vocab = 64, 501
     hidden, head = random(tokens, 8, seed=1), LMHead(random(vocab, 8, seed=2))
-    with Largest() as largest:
+    with Watch() as watch:
         signal = teacher_topk(hidden, head, 16, budget_bytes=100_000)
         linear_topk(hidden.requires_grad_(), head, signal, "jsd(0.5)", torch.ones(tokens), 100_000).backward()
-    assert largest.elements <= 100_000 // 8 < tokens * vocab
+    assert watch.largest <= 100_000 // 8 < tokens * vocab
 
 
 @pytest.mark.parametrize("implementation", ["chunked", "reference"])
@@ -152,6 +141,9 @@ def test_bad_input(implementation):
         linear_topk(**inputs | {"signal": replace(inputs["signal"], temperature=0)}, **run)
     with pytest.raises(UserError, match="unknown divergence"):
         linear_topk(**inputs, divergence="kl", implementation=implementation)
+    kept = Divergence("kept", lambda t, s: (t.exp() * (t - s)).sum(-1, keepdim=True))
+    with pytest.raises(UserError, match=r"divergence kept gave values of shape \(\d, 1\) .* shape \(\d,\)"):
+        linear_topk(**inputs, divergence=kept, implementation=implementation)
 
 
 def test_a_served_signal_is_as_good_as_its_rounding():

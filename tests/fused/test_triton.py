@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests.fused.interpreter import DEVICE, DIVERGENCES, INF, load_kernels, random
+from tests.fused.interpreter import DEVICE, DIVERGENCES, INF, WITHOUT_KERNEL, load_kernels, random
 from tutelage import divergences
 from tutelage.divergences import Divergence, forward_kl, parse, reverse_kl
 from tutelage.fused.base import finish_logits
@@ -268,6 +268,9 @@ def test_nll_of_masked_tokens_and_weight_zero():
 
 def test_supports():
     assert all(kernels.supports(parse(divergence)) for divergence in DIVERGENCES)
+    assert not any(kernels.supports(parse(divergence)) for divergence in WITHOUT_KERNEL)
+    named = {spelling.partition("(")[0] for spelling in (*DIVERGENCES, *WITHOUT_KERNEL)}
+    assert named == divergences._FAMILIES.keys()  # of each family it is known whether it has a kernel
     assert not kernels.supports(Divergence("hellinger", lambda t, s: 1 - ((t + s) / 2).exp().sum(-1)))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 from torch import Tensor
 
 from tutelage.divergences import Divergence
-from tutelage.errors import UserError
+from tutelage.errors import UserError, nearest
 from tutelage.estimators import Estimator
 from tutelage.fused import chunked, reference, sampled, topk
 from tutelage.fused.base import DEFAULT_BUDGET_BYTES, TokenStats
@@ -32,6 +32,17 @@ __all__ = [
 
 Implementation = Literal["auto", "chunked", "triton", "reference"]
 _ELEMENTWISE: dict[Implementation, Elementwise] = {"auto": "auto", "chunked": "torch", "triton": "triton"}
+
+
+def _elementwise(implementation: Implementation) -> Elementwise | None:
+    """What a chunked implementation uses; None for "reference". Raises UserError for any other word."""
+    if implementation == "reference":
+        return None
+    if implementation not in _ELEMENTWISE:
+        raise UserError(
+            f"unknown implementation {implementation!r}: {nearest(implementation, get_args(Implementation))}"
+        )
+    return _ELEMENTWISE[implementation]
 
 
 @overload
@@ -82,18 +93,21 @@ def linear_divergence(
         divergence: a `Divergence` or its spelling, such as "jsd(0.9)".
         weights: [N]. Tokens of weight 0 contribute nothing and are computed only for `return_stats`.
         temperature: divides the logits of both models, after scale and soft-cap.
-        budget_bytes: memory for logits and what is derived from them. The gradients themselves ([N, Hs], [V, Hs]) are
-            not counted. At least one token is held at a time, whatever the budget.
+        budget_bytes: memory for logits and what is derived from them; one token is held at least. Not counted are the
+            gradients ([N, Hs], [V, Hs]) and what else takes the head's [V, Hs]: its copy in autocast's dtype; the
+            float32 sum of its gradient in half precision; the product of gradient and grad_total in the backward pass,
+            on CUDA and wherever grad_total is not 1.
         return_stats: also return `TokenStats`, which are of the same tempered distributions and cost no projection.
-        implementation: "auto" takes Triton's kernels on CUDA where there is one for the loss, "chunked" never, "triton"
-            always; "reference" holds the full logits.
+        implementation: "auto" takes Triton's kernels on CUDA where there is one for the loss (there is none for
+            `adaptive_kl` and registered divergences), "chunked" never, "triton" always; "reference" holds the full logits.
 
     Returns:
         Scalar, float32 (float64 for float64 hidden states); with `return_stats`, (scalar, TokenStats).
 
     Raises:
-        UserError: the divergence does not parse, the temperature or the budget is not positive, or "triton" is asked for
-            and has no kernel for the divergence or the dtype.
+        UserError: the divergence does not parse or does not give one value per token, the temperature or the budget is not
+            positive, the implementation is unknown, "triton" is asked for and has no kernel for the divergence, the dtype
+            or the device, or gradients are wanted in float16 (but from "reference").
         ValueError: hidden states and weights disagree on N.
 
     Matrix products run in the dtype of the hidden states (autocast's where it is on), softmax and all sums in float32
@@ -101,9 +115,10 @@ def linear_divergence(
     """
     models = (student_hidden, student_head, teacher_hidden, teacher_head)
     arguments = (*models, divergence, weights, temperature, budget_bytes, return_stats)
-    if implementation == "reference":
+    elementwise = _elementwise(implementation)
+    if elementwise is None:
         return reference.linear_divergence(*arguments)
-    return chunked.linear_divergence(*arguments, _ELEMENTWISE[implementation])
+    return chunked.linear_divergence(*arguments, elementwise)
 
 
 @overload
@@ -146,11 +161,16 @@ def linear_nll(
 
     Returns:
         Scalar, float32 (float64 for float64 hidden states); with `return_stats`, (scalar, TokenStats).
+
+    Raises:
+        UserError: as in `linear_divergence`.
+        ValueError: hidden states, targets and weights disagree on N.
     """
     arguments = (student_hidden, student_head, targets, weights, budget_bytes, return_stats)
-    if implementation == "reference":
+    elementwise = _elementwise(implementation)
+    if elementwise is None:
         return reference.linear_nll(*arguments)
-    return chunked.linear_nll(*arguments, _ELEMENTWISE[implementation])
+    return chunked.linear_nll(*arguments, elementwise)
 
 
 @overload
@@ -188,13 +208,15 @@ def linear_topk(
 ) -> Tensor | tuple[Tensor, TokenStats]:
     """Weighted sum over tokens of D(teacher || student) on the teacher's top K tokens and one outcome for all others.
 
-    A lower bound of the full divergence by the data-processing inequality, never negative, exact at K = V.
+    Exact at K = V. By the data-processing inequality a lower bound of every f-divergence, at least 0 up to rounding: that
+    is all divergences of the package but `adaptive_kl`, and not all registered ones.
 
     Args:
         student_hidden: last hidden states [N, Hs].
         student_head: its first `signal.vocab_size` rows count; the rows beyond are padding of the vocabulary.
         signal: from `teacher_topk` or a served teacher. Its temperature divides the student's logits too.
-        divergence, weights, budget_bytes, implementation: as in `linear_divergence`.
+        divergence, weights, budget_bytes: as in `linear_divergence`.
+        implementation: as there, but "triton" always raises: this loss has no kernel.
         return_stats: also return `TokenStats`. There `forward_kl` and `reverse_kl` are those of the K + 1 outcomes, lower
             bounds of the full ones; `student_entropy` is of the whole vocabulary; `agreement` compares the most likely
             tokens of the whole vocabulary; `teacher_entropy`, which the top K do not determine, is None.
@@ -203,14 +225,14 @@ def linear_topk(
         Scalar, float32 (float64 for float64 hidden states); with `return_stats`, (scalar, TokenStats).
 
     Raises:
-        UserError: the divergence does not parse, the temperature or the budget is not positive, or the signal is over
-            more tokens than the student's head has rows.
+        UserError: the signal is over more tokens than the student's head has rows, or as in `linear_divergence`.
         ValueError: hidden states, signal and weights disagree on N.
     """
     arguments = (student_hidden, student_head, signal, divergence, weights, budget_bytes, return_stats)
-    if implementation == "reference":
+    elementwise = _elementwise(implementation)
+    if elementwise is None:
         return topk.reference_topk(*arguments)
-    return topk.linear_topk(*arguments, _ELEMENTWISE[implementation])
+    return topk.linear_topk(*arguments, elementwise)
 
 
 @overload
@@ -259,7 +281,8 @@ def linear_sampled(
         signal: the teacher's log-probabilities of `targets`. Its temperature divides the student's logits too.
         targets: the sampled tokens [N], int64.
         divergence: "reverse_kl" (the gradient of k2) or "forward_kl" (that of k3), or the estimator: "k2", "k3".
-        weights, budget_bytes, implementation: as in `linear_divergence`.
+        weights, budget_bytes: as in `linear_divergence`.
+        implementation: as there, but "triton" always raises: this loss has no kernel.
         return_stats: also return `SampledStats`, with k1 and k3, the unbiased estimates of KL(student||teacher).
 
     Returns:
@@ -271,9 +294,10 @@ def linear_sampled(
         ValueError: hidden states, signal, targets and weights disagree on N.
     """
     arguments = (student_hidden, student_head, signal, targets, divergence, weights, budget_bytes, return_stats)
-    if implementation == "reference":
+    elementwise = _elementwise(implementation)
+    if elementwise is None:
         return sampled.reference_sampled(*arguments)
-    return sampled.linear_sampled(*arguments, _ELEMENTWISE[implementation])
+    return sampled.linear_sampled(*arguments, elementwise)
 
 
 def divergence_loss(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -55,27 +56,33 @@ def project(hidden: Tensor, head: LMHead, out: Tensor | None = None) -> Tensor:
     """`hidden` [N, H] -> hidden @ weight.T + bias, [N, V], in the dtype of `hidden`, into `out` if given; see `finish_logits`."""
     weight = head.weight.to(hidden.dtype)
     bias = None if head.bias is None else head.bias.to(hidden.dtype)
-    if out is not None and _onednn_is_faster(hidden):
+    if out is not None and _goes_to_onednn(hidden):
         return project_in_blocks(hidden, weight, bias, out)
     if bias is None:
         return torch.mm(hidden, weight.T, out=out)
     return torch.addmm(bias, hidden, weight.T, out=out)
 
 
-def _onednn_is_faster(hidden: Tensor) -> bool:
-    """Whether `project_in_blocks` beats a plain product: float32 on a CPU where plain products go to MKL."""
-    is_candidate = hidden.dtype == _BLOCK_DTYPE and hidden.device.type == "cpu"
-    return is_candidate and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+def _goes_to_onednn(hidden: Tensor) -> bool:
+    """Whether `project_in_blocks` takes the place of a plain product: in float32 on a CPU where that goes to MKL.
+
+    Not where the least block of so many tokens would pass `_BLOCK_BYTES`: blocks take that much beyond the loss's budget,
+    and no more. That they are faster was measured on one AMD processor only; elsewhere MKL may well be ahead.
+    """
+    if hidden.dtype != _BLOCK_DTYPE or hidden.device.type != "cpu":
+        return False
+    fits = 0 < len(hidden) * hidden.element_size() * _LEAST_ROWS <= _BLOCK_BYTES
+    return fits and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
 def project_in_blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     """`project` into `out`, by oneDNN and for some rows of the head at a time.
 
-    On an AMD EPYC it takes 0.65 to 0.85 times what MKL's plain product takes, the less the shorter the chunk
-    (`benchmarks/loss_projection.py`).
+    On an AMD EPYC, the only processor it was measured on, it takes 0.65 to 0.85 times what MKL's plain product takes,
+    the less the shorter the chunk (`benchmarks/loss_projection.py`).
 
     Args:
-        hidden: [N, H], float32 on a CPU.
+        hidden: [N, H], float32 on a CPU, N > 0.
         weight: [V, H].
         bias: [V], or None.
         out: [N, V].
@@ -89,6 +96,15 @@ def project_in_blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: 
     return out
 
 
+def project_chunks(hidden: Tensor, head: LMHead, chunks: Sequence[slice]) -> Iterator[Tensor]:
+    """`project` for each chunk of tokens in turn, [c, V], every one into the same memory: fresh memory costs page faults."""
+    longest = max((rows.stop - rows.start for rows in chunks), default=0)
+    room = hidden.new_empty(longest, head.vocab_size)
+    head = replace(head, weight=head.weight.to(room.dtype))  # once, not per chunk
+    for rows in chunks:
+        yield project(hidden[rows], head, out=room[: rows.stop - rows.start])
+
+
 def finish_logits(projected: Tensor, head: LMHead, temperature: float) -> Tensor:
     """The head's scale and soft-cap, then the temperature, on the output of `project`, in the dtype of the softmax.
 
@@ -100,6 +116,22 @@ def finish_logits(projected: Tensor, head: LMHead, temperature: float) -> Tensor
     if head.softcap is not None:
         logits = torch.tanh(logits / head.softcap) * head.softcap
     return logits if temperature == 1.0 else logits / temperature
+
+
+def full_logp(hidden: Tensor, head: LMHead, temperature: float) -> Tensor:
+    """Log-probabilities [N, V] of all tokens at once, differentiable by autograd: for the slow twins only."""
+    return finish_logits(project(matmul_input(hidden), head), head, temperature).log_softmax(-1)
+
+
+def is_max(logp: Tensor) -> Tensor:
+    """Where an entry of [..., V] is (one of) the largest of its row."""
+    return logp == logp.amax(-1, keepdim=True)
+
+
+def slices(length: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of `size`, the last one shorter, that cover `length`."""
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
 
 
 def shared_rows(student_head: LMHead, teacher_head: LMHead) -> tuple[LMHead, LMHead]:

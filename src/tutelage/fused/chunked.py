@@ -13,7 +13,6 @@ the gradient of the head's weight when it is trained. `backward` only scales wha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -32,6 +31,7 @@ from tutelage.fused.base import (
     matmul_input,
     project,
     shared_rows,
+    slices,
     softmax_dtype,
 )
 from tutelage.fused.kernels import Elementwise, Kernel, find_kernel
@@ -117,11 +117,6 @@ def plan(
     return _Plan(chunk, max(1, min(tile, chunk)))
 
 
-def _slices(length: int, size: int) -> Iterator[slice]:
-    for start in range(0, length, size):
-        yield slice(start, min(start + size, length))
-
-
 class _Wants(NamedTuple):
     """Which gradients are needed."""
 
@@ -142,14 +137,15 @@ class _Gradients:
     def add(self, rows: slice, logit_grad: Tensor) -> None:
         """Adds a chunk's `logit_grad` [c, V], the derivative of each token's unweighted value in the projection.
 
-        Token weights multiply the [c, H] side of each product: V / H times less work than on the logits, and small
-        weights do not underflow in half precision.
+        Token weights multiply the [c, H] side of each product: V / H times less work than on the logits. The factors are
+        rounded to the products' dtype: small weights do not underflow in bfloat16, but would in float16 (see `_apply`).
         """
         token_weights = self._weights[rows, None]
         if self.hidden is not None:
             self.hidden[rows] = (logit_grad @ self._head.weight) * token_weights
         if self._wants.weight:
-            weighted = (self._inputs[rows] * token_weights).to(logit_grad.dtype)
+            # Kernels leave tokens of weight 0 in the chunk, whose hidden states may be NaN or infinite: 0 times that is NaN.
+            weighted = torch.where(token_weights != 0, self._inputs[rows] * token_weights, 0.0).to(logit_grad.dtype)
             self.weight = _add_product(self.weight, logit_grad.T, weighted, single=len(weighted) == len(self._inputs))
         if self._wants.bias:
             bias = (logit_grad.T @ self._weights[rows].to(logit_grad.dtype)).to(softmax_dtype(logit_grad.dtype))
@@ -177,7 +173,7 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor, single: bool
     # No product of half-precision factors adds to a float32 matrix; in blocks, its result is read back from the cache.
     # A GPU needs products larger than that to be busy.
     block = len(left) if left.is_cuda else max(1, _PRODUCT_BYTES // (right.shape[1] * left.element_size()))
-    for rows in _slices(len(left), block):
+    for rows in slices(len(left), block):
         total[rows] += left[rows] @ right
     return total
 
@@ -207,7 +203,7 @@ class _Pass:
         gradients = _Gradients(self.wants, hidden, head, weights * (self.scale / self.loss.temperature))
         buffer = hidden.new_empty(min(tokens, sizes.chunk), vocab)
         total, stats = weights.new_zeros(()), weights.new_empty(len(self.loss.stat_names), tokens)
-        chunks = list(_slices(tokens, sizes.chunk))
+        chunks = list(slices(tokens, sizes.chunk))
         projected = signal = buffer  # of the chunk at hand; none when there are no tokens
         for rows, signal in zip(chunks, self.loss.signals(chunks), strict=True):
             projected = project(hidden[rows], head, out=buffer[: rows.stop - rows.start])
@@ -225,7 +221,7 @@ class _Pass:
 
     def _tiles(self, projected: Tensor, signal: Tensor, head: LMHead, size: int) -> tuple[Tensor, Tensor | None]:
         """Values [c] and statistics [K - 1, c]; the derivatives, but for a constant factor, overwrite `projected`."""
-        results = [self._tile(projected[rows], signal[rows], head) for rows in _slices(len(projected), size)]
+        results = [self._tile(projected[rows], signal[rows], head) for rows in slices(len(projected), size)]
         values = torch.cat([result.values for result in results])
         if not self.want_stats:
             return values, None
@@ -303,9 +299,19 @@ def _apply(
     want_stats: bool,
     kernel: Kernel | None,
 ) -> tuple[Tensor, Tensor]:
-    """One pass, recorded for autograd only when a gradient is needed."""
+    """One pass, recorded for autograd only when a gradient is needed.
+
+    Raises:
+        UserError: a gradient is needed in float16. It is found before the factor of a gradient scaler arrives, which is
+            meant to keep it from underflowing.
+    """
     inputs = (hidden, head.weight, head.bias)
     wants = _Wants(*(torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in inputs))
+    if any(wants) and hidden.dtype == torch.float16:
+        raise UserError(
+            "the student's hidden states are float16, in which the gradients of this loss underflow before a gradient scaler "
+            'sees them; use bfloat16 or float32 (of the model, or of autocast), or implementation="reference"'
+        )
     run = _Pass(loss, head.scale, head.softcap, wants, budget_bytes, want_stats, kernel)
     with torch.autocast(hidden.device.type, enabled=False):  # dtypes are chosen here, not by autocast
         if any(wants):

@@ -31,7 +31,8 @@ def find_kernel(loss: TokenLoss, hidden: Tensor, elementwise: Elementwise) -> Ke
     """The kernel of a loss; None for PyTorch. "auto" takes a kernel on CUDA, wherever there is one.
 
     Raises:
-        UserError: "triton" is asked for, and is not installed or has no kernel for the loss or the dtype.
+        UserError: "triton" is asked for, and is not installed, has no kernel for the loss or the dtype, or would have to
+            run on a CPU without Triton's interpreter.
     """
     if elementwise == "torch" or (elementwise == "auto" and (not hidden.is_cuda or find_spec("triton") is None)):
         return None
@@ -46,6 +47,12 @@ def find_kernel(loss: TokenLoss, hidden: Tensor, elementwise: Elementwise) -> Ke
         seen = " and ".join(sorted(map(str, dtypes)))
         raise UserError(
             f"implementation triton: there is no kernel for {what} in {seen}; use implementation auto or chunked"
+        )
+    if elementwise == "triton" and not hidden.is_cuda and not triton.is_interpreted():
+        raise UserError(
+            f"implementation triton: the kernels run on CUDA, but the hidden states are on {hidden.device}; move models and "
+            "tensors to a GPU, use implementation auto, or set the environment variable TRITON_INTERPRET=1 before the start, "
+            "for Triton's slow interpreter"
         )
     return kernel
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tutelage.divergences import Distribution, Divergence, expect
-from tutelage.fused.base import finish_logits, project
+from tutelage.fused.base import finish_logits, project_chunks
 from tutelage.types import LMHead
 
 
@@ -79,12 +79,8 @@ class DivergenceLoss:
         return replace(self, teacher_hidden=self.teacher_hidden[index])
 
     def signals(self, chunks: Sequence[slice]) -> Iterator[Tensor]:
-        """The teacher's projected logits [c, V], every chunk's in the same memory: fresh memory costs page faults."""
-        longest = max((rows.stop - rows.start for rows in chunks), default=0)
-        room = self.teacher_hidden.new_empty(longest, self.teacher_head.vocab_size)
-        head = replace(self.teacher_head, weight=self.teacher_head.weight.to(room.dtype))
-        for rows in chunks:
-            yield project(self.teacher_hidden[rows], head, out=room[: rows.stop - rows.start])
+        """The teacher's projected logits [c, V]."""
+        return project_chunks(self.teacher_hidden, self.teacher_head, chunks)
 
     def tile(self, logits: Tensor, signal: Tensor, want_grad: bool, want_stats: bool) -> Tile:
         """Values, derivative and statistics of [t, V] logits."""
@@ -95,7 +91,7 @@ class DivergenceLoss:
             values, logit_grad = self.divergence.score(teacher, student)
             logit_grad.addcmul_(student.p, logit_grad.sum(-1, keepdim=True), value=-1)
         else:
-            values = self.divergence.value(teacher.logp, student.logp)
+            values = self.divergence(teacher.logp, student.logp)
         return Tile(values, logit_grad, pair_stats(teacher, student) if want_stats else [])
 
 

@@ -11,9 +11,8 @@ from tutelage.fused.base import (
     TokenStats,
     check_temperature,
     check_tokens,
-    finish_logits,
-    matmul_input,
-    project,
+    full_logp,
+    is_max,
     shared_rows,
     softmax_dtype,
 )
@@ -37,18 +36,18 @@ def linear_divergence(
     divergence = parse(divergence)
     student_head, teacher_head = shared_rows(student_head, teacher_head)
     with torch.no_grad():
-        teacher_logp = _logp(teacher_hidden, teacher_head, temperature)
+        teacher_logp = full_logp(teacher_hidden, teacher_head, temperature)
 
     active = weights != 0
-    student_logp = _logp(student_hidden[active], student_head, temperature)
-    total = _weighted_sum(divergence.value(teacher_logp[active], student_logp), weights[active])
+    student_logp = full_logp(student_hidden[active], student_head, temperature)
+    total = _weighted_sum(divergence(teacher_logp[active], student_logp), weights[active])
     if not return_stats:
         return total
     with torch.no_grad():
-        student_logp = _logp(student_hidden, student_head, temperature)
-        agree = _is_max(student_logp) & _is_max(teacher_logp)
+        student_logp = full_logp(student_hidden, student_head, temperature)
+        agree = is_max(student_logp) & is_max(teacher_logp)
         return total, TokenStats(
-            divergence=divergence.value(teacher_logp, student_logp),
+            divergence=divergence(teacher_logp, student_logp),
             student_entropy=_entropy(student_logp),
             agreement=agree.any(-1).to(student_logp.dtype),
             forward_kl=forward_kl(teacher_logp, student_logp),
@@ -68,21 +67,17 @@ def linear_nll(
     """Weighted sum of negative log-likelihoods: see `tutelage.fused.linear_nll`."""
     check_tokens(weights, student_hidden=student_hidden, targets=targets)
     active = weights != 0
-    student_logp = _logp(student_hidden[active], student_head, 1.0)
+    student_logp = full_logp(student_hidden[active], student_head, 1.0)
     total = _weighted_sum(-student_logp.gather(1, targets[active, None]).squeeze(1), weights[active])
     if not return_stats:
         return total
     with torch.no_grad():
-        student_logp = _logp(student_hidden, student_head, 1.0)
+        student_logp = full_logp(student_hidden, student_head, 1.0)
         return total, TokenStats(
             divergence=-student_logp.gather(1, targets[:, None]).squeeze(1),
             student_entropy=_entropy(student_logp),
-            agreement=_is_max(student_logp).gather(1, targets[:, None]).squeeze(1).to(student_logp.dtype),
+            agreement=is_max(student_logp).gather(1, targets[:, None]).squeeze(1).to(student_logp.dtype),
         )
-
-
-def _logp(hidden: Tensor, head: LMHead, temperature: float) -> Tensor:
-    return finish_logits(project(matmul_input(hidden), head), head, temperature).log_softmax(-1)
 
 
 def _weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
@@ -91,7 +86,3 @@ def _weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
 
 def _entropy(logp: Tensor) -> Tensor:
     return torch.special.entr(logp.exp()).sum(-1)
-
-
-def _is_max(logp: Tensor) -> Tensor:
-    return logp == logp.amax(-1, keepdim=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tutelage import estimators
 from tutelage.divergences import Divergence, expect_
 from tutelage.estimators import Estimator
-from tutelage.fused.base import TokenStats, check_temperature, check_tokens, finish_logits, matmul_input, project
+from tutelage.fused.base import TokenStats, check_temperature, check_tokens, full_logp
 from tutelage.fused.chunked import weighted_sum
 from tutelage.fused.kernels import Elementwise
 from tutelage.fused.losses import Tile
@@ -120,19 +120,15 @@ def reference_sampled(
     student_head = _checked_head(student_hidden, student_head, sampled, targets, weights)
     estimator = estimators.as_loss(divergence)
 
-    def student_logp(rows: Tensor) -> Tensor:
-        projected = project(matmul_input(student_hidden[rows]), student_head)
-        return finish_logits(projected, student_head, sampled.temperature).log_softmax(-1)
-
     active = weights.nonzero().squeeze(1)
-    logp = student_logp(active)
+    logp = full_logp(student_hidden[active], student_head, sampled.temperature)
     teacher_logp = sampled.logp_N.to(logp.dtype)
     values = estimator.value(logp.gather(1, targets[active, None]).squeeze(1), teacher_logp[active])
     total = (values * weights[active].to(values.dtype)).sum()
     if not return_stats:
         return total
     with torch.no_grad():
-        logp = student_logp(torch.arange(len(weights), device=weights.device))
+        logp = full_logp(student_hidden, student_head, sampled.temperature)
         chosen = logp.gather(1, targets[:, None]).squeeze(1)
         entropy = torch.special.entr(logp.exp()).sum(-1)
         agreement = (chosen == logp.amax(-1)).to(logp.dtype)

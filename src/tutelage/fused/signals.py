@@ -14,7 +14,8 @@ from tutelage.fused.base import (
     check_temperature,
     finish_logits,
     matmul_input,
-    project,
+    project_chunks,
+    slices,
     softmax_dtype,
 )
 from tutelage.types import LMHead, SampledToken, TopK
@@ -80,11 +81,15 @@ def teacher_sampled(
 
 
 def _logit_chunks(hidden: Tensor, head: LMHead, temperature: float, budget_bytes: int) -> Iterator[Tensor]:
-    """Logits [c, V] in the dtype of the softmax, for all tokens in turn; a chunk is the caller's to overwrite."""
+    """Logits [c, V] in the dtype of the softmax, for all tokens in turn; one chunk, of 0 tokens, where there are none.
+
+    A chunk is the caller's to overwrite, and may be overwritten by the next one.
+    """
     check_temperature(temperature)
     if budget_bytes <= 0:
         raise UserError(f"the loss's memory budget is {budget_bytes} bytes; it must be above 0")
     hidden = matmul_input(hidden)
     row_bytes = head.vocab_size * softmax_dtype(hidden.dtype).itemsize
-    for rows in hidden.split(max(1, budget_bytes // (row_bytes * _BUFFERS))):
-        yield finish_logits(project(rows, head), head, temperature)
+    chunks = list(slices(len(hidden), max(1, budget_bytes // (row_bytes * _BUFFERS)))) or [slice(0, 0)]
+    for projected in project_chunks(hidden, head, chunks):
+        yield finish_logits(projected, head, temperature)

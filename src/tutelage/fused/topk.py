@@ -20,7 +20,7 @@ from torch import Tensor
 from tutelage.divergences import Distribution, Divergence, expect_, forward_kl, parse, reverse_kl
 from tutelage.errors import UserError
 from tutelage.estimators import coarsen
-from tutelage.fused.base import TokenStats, check_temperature, check_tokens, finish_logits, matmul_input, project
+from tutelage.fused.base import TokenStats, check_temperature, check_tokens, full_logp, is_max
 from tutelage.fused.chunked import weighted_sum
 from tutelage.fused.kernels import Elementwise
 from tutelage.fused.losses import Tile
@@ -64,15 +64,15 @@ class TopKLoss:
         log_tail = tail.logsumexp(-1, keepdim=True)
         student = Distribution.of(torch.cat([top, log_tail], dim=1).log_softmax(-1))
         if not (want_grad or want_stats):
-            return Tile(self.divergence.value(teacher.logp, student.logp), None, [])
+            return Tile(self.divergence(teacher.logp, student.logp), None, [])
 
-        is_max = _is_max(torch.cat([top, tail.amax(-1, keepdim=True)], dim=1)) if want_stats else None
+        is_best = is_max(torch.cat([top, tail.amax(-1, keepdim=True)], dim=1)) if want_stats else None
         # Where the tail is empty, -inf - -inf would be NaN; exp(-inf - 0) is the 0 that is meant.
         log_within = tail.sub_(log_tail.masked_fill(torch.isneginf(log_tail), 0.0))
         within = log_within.exp()
-        stats = [] if is_max is None else _stats(teacher, student, is_max, -expect_(within, log_within))
+        stats = [] if is_best is None else _stats(teacher, student, is_best, -expect_(within, log_within))
         if not want_grad:
-            return Tile(self.divergence.value(teacher.logp, student.logp), None, stats)
+            return Tile(self.divergence(teacher.logp, student.logp), None, stats)
         values, coarse_grad = self.divergence.score(teacher, student)
         coarse_grad = coarse_grad - student.p * coarse_grad.sum(-1, keepdim=True)
         logit_grad = within.mul_(coarse_grad[:, -1:]).scatter_(1, topk.token_ids_NK, coarse_grad[:, :-1])
@@ -108,25 +108,21 @@ def reference_topk(
     student_head = _checked_head(student_hidden, student_head, topk, weights)
     divergence = parse(divergence)
 
-    def student_logp(rows: Tensor) -> Tensor:
-        projected = project(matmul_input(student_hidden[rows]), student_head)
-        return finish_logits(projected, student_head, topk.temperature).log_softmax(-1)
-
     active = weights.nonzero().squeeze(1)
     chosen = topk.select(active)
-    logp = student_logp(active)
-    values = divergence.value(_teacher(chosen, logp.dtype).logp, coarsen(logp, chosen.token_ids_NK))
+    logp = full_logp(student_hidden[active], student_head, topk.temperature)
+    values = divergence(_teacher(chosen, logp.dtype).logp, coarsen(logp, chosen.token_ids_NK))
     total = (values * weights[active].to(values.dtype)).sum()
     if not return_stats:
         return total
     with torch.no_grad():
-        logp = student_logp(torch.arange(len(weights), device=weights.device))
+        logp = full_logp(student_hidden, student_head, topk.temperature)
         teacher, coarse = _teacher(topk, logp.dtype).logp, coarsen(logp, topk.token_ids_NK)
-        is_max = _is_max(logp).gather(1, topk.token_ids_NK)
+        is_best = is_max(logp).gather(1, topk.token_ids_NK)
         return total, TokenStats(
-            divergence=divergence.value(teacher, coarse),
+            divergence=divergence(teacher, coarse),
             student_entropy=torch.special.entr(logp.exp()).sum(-1),
-            agreement=(is_max & _is_max(teacher[:, :-1])).any(-1).to(logp.dtype),
+            agreement=(is_best & is_max(teacher[:, :-1])).any(-1).to(logp.dtype),
             forward_kl=forward_kl(teacher, coarse),
             reverse_kl=reverse_kl(teacher, coarse),
         )
@@ -154,16 +150,12 @@ def _teacher(topk: TopK, dtype: torch.dtype) -> Distribution:
     return Distribution.of(torch.cat([topk.logp_NK, topk.tail_logp_N[:, None]], dim=1).to(dtype))
 
 
-def _stats(teacher: Distribution, student: Distribution, is_max: Tensor, tail_entropy: Tensor) -> list[Tensor]:
+def _stats(teacher: Distribution, student: Distribution, is_best: Tensor, tail_entropy: Tensor) -> list[Tensor]:
     """Statistics in the order of `stat_names`, without the values; `tail_entropy` [t] is of the student's tail."""
     coarse_entropy = -expect_(student.p, student.logp.clone())
     return [
         coarse_entropy + student.p[:, -1] * tail_entropy,
-        (is_max[:, :-1] & _is_max(teacher.logp[:, :-1])).any(-1).to(student.p.dtype),
+        (is_best[:, :-1] & is_max(teacher.logp[:, :-1])).any(-1).to(student.p.dtype),
         forward_kl(teacher.logp, student.logp),
         reverse_kl(teacher.logp, student.logp),
     ]
-
-
-def _is_max(logp: Tensor) -> Tensor:
-    return logp == logp.amax(-1, keepdim=True)

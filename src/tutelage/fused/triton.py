@@ -40,8 +40,13 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def supports(divergence: Divergence) -> bool:
-    """Whether the kernel has a branch for this divergence; user-registered ones run in PyTorch."""
+    """Whether the kernel has a branch for this divergence; `adaptive_kl` and user-registered ones run in PyTorch."""
     return _function(divergence) in _KINDS
+
+
+def is_interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on any device, instead of compiling them for a GPU."""
+    return not isinstance(_score_kernel, triton.JITFunction)
 
 
 def score_(
@@ -219,7 +224,7 @@ def _store_grad(
     row, inner, outer = model
     if inner is not None:
         tanh = logits / outer
-        grad = grad * (1.0 - tanh * tanh)
+        grad = _times(grad, 1.0 - tanh * tanh)  # rows of weight 0 have no derivative, but may hold NaN
     offsets = start + tl.arange(0, BLOCK)
     tl.store(row + offsets, grad.to(row.dtype.element_ty), mask=offsets < vocab)
 
