@@ -1,5 +1,6 @@
 """What chunking must not change, and what it must save."""
 
+import math
 from functools import partial
 
 import pytest
@@ -249,6 +250,25 @@ def test_many_chunks_do_not_lose_the_bfloat16_weight_gradient():
         return torch.autograd.grad(loss, weight)[0].double()
 
     torch.testing.assert_close(gradient(1024), 1024 * gradient(1), rtol=2**-7, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 500, 501])
+def test_blocks_of_the_float32_sum_make_one_gradient(monkeypatch, rows):
+    problem = Problem(torch.bfloat16)
+    budget = 100_000  # several chunks
+    whole = problem.gradients(budget_bytes=budget)
+    monkeypatch.setattr(chunked, "_SUM_BYTES", rows * SIZE * 4)
+    finish, blocks = chunked._ProductSum.finish, []
+
+    def spy(product_sum, like):
+        blocks.append(len(product_sum._blocks))
+        return finish(product_sum, like)
+
+    monkeypatch.setattr(chunked._ProductSum, "finish", spy)
+    parts = problem.gradients(budget_bytes=budget)
+    assert blocks == [math.ceil(VOCAB / rows)]
+    for one, other in zip(whole, parts, strict=True):  # products of other heights may round otherwise
+        torch.testing.assert_close(one, other, rtol=0, atol=float(one.abs().max()) * 2**-7)
 
 
 def test_equal_models_have_zero_divergence_in_bfloat16():

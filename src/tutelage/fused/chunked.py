@@ -39,7 +39,8 @@ from tutelage.fused.losses import DivergenceLoss, NLLLoss, Tile, TokenLoss
 from tutelage.types import LMHead
 
 _TILE_BUFFERS = 8  # [tile, V] tensors alive at once in the elementwise part
-_PRODUCT_BYTES = 4 * 2**20  # of a block of the head's gradient before it joins the float32 sum
+_PRODUCT_BYTES = 4 * 2**20  # of some rows of the head's gradient before they join the float32 sum
+_SUM_BYTES = 128 * 2**20  # of a block of that sum: malloc gives memory of more than 32 MB back at once
 _CPU_TILE_BYTES = 12 * 2**20  # measured: fewer rows pay for calls and barriers, more rows leave the cache
 
 
@@ -126,12 +127,14 @@ class _Wants(NamedTuple):
 
 
 class _Gradients:
-    """The gradients of the weighted sum, gathered chunk by chunk."""
+    """The gradients of the weighted sum, gathered chunk by chunk; that of the head's weight becomes of `weight_dtype`."""
 
-    def __init__(self, wants: _Wants, hidden: Tensor, head: LMHead, weights: Tensor) -> None:
+    def __init__(
+        self, wants: _Wants, hidden: Tensor, head: LMHead, weights: Tensor, weight_dtype: torch.dtype, is_single: bool
+    ) -> None:
         self._wants, self._inputs, self._head, self._weights = wants, hidden, head, weights
         self.hidden = torch.zeros_like(hidden) if wants.hidden else None
-        self.weight: Tensor | None = None
+        self.weight = _ProductSum(weight_dtype, is_single) if wants.weight else None
         self.bias: Tensor | None = None
 
     def add(self, rows: slice, logit_grad: Tensor) -> None:
@@ -143,39 +146,67 @@ class _Gradients:
         token_weights = self._weights[rows, None]
         if self.hidden is not None:
             self.hidden[rows] = (logit_grad @ self._head.weight) * token_weights
-        if self._wants.weight:
+        if self.weight is not None:
             # Kernels leave tokens of weight 0 in the chunk, whose hidden states may be NaN or infinite: 0 times that is NaN.
             weighted = torch.where(token_weights != 0, self._inputs[rows] * token_weights, 0.0).to(logit_grad.dtype)
-            self.weight = _add_product(self.weight, logit_grad.T, weighted, single=len(weighted) == len(self._inputs))
+            self.weight.add(logit_grad.T, weighted)
         if self._wants.bias:
             bias = (logit_grad.T @ self._weights[rows].to(logit_grad.dtype)).to(softmax_dtype(logit_grad.dtype))
             self.bias = bias if self.bias is None else self.bias.add_(bias)
 
     def finish(self, head: LMHead) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of hidden states and of `head`'s weight and bias in its dtypes; None for the ones not wanted."""
-        weight, bias = head.weight, head.bias
-        weight_grad = bias_grad = None
-        if self._wants.weight:
-            weight_grad = torch.zeros_like(weight) if self.weight is None else self.weight.to(weight.dtype)
+        bias, bias_grad = head.bias, None
+        weight_grad = None if self.weight is None else self.weight.finish(head.weight)
         if bias is not None and self._wants.bias:
             bias_grad = torch.zeros_like(bias) if self.bias is None else self.bias.to(bias.dtype)
         return self.hidden, weight_grad, bias_grad
 
 
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor, single: bool) -> Tensor:
-    """total + left @ right, [V, c] @ [c, H], in float32 or float64; in the dtype of the factors when nothing else comes."""
-    if total is None and (single or left.dtype == softmax_dtype(left.dtype)):
-        return left @ right
-    if left.dtype == softmax_dtype(left.dtype):
-        return total.addmm_(left, right)  # type: ignore[union-attr]
-    if total is None:
-        total = torch.zeros(len(left), right.shape[1], dtype=softmax_dtype(left.dtype), device=left.device)
-    # No product of half-precision factors adds to a float32 matrix; in blocks, its result is read back from the cache.
-    # A GPU needs products larger than that to be busy.
-    block = len(left) if left.is_cuda else max(1, _PRODUCT_BYTES // (right.shape[1] * left.element_size()))
-    for rows in slices(len(left), block):
-        total[rows] += left[rows] @ right
-    return total
+class _ProductSum:
+    """The sum over chunks of products [V, c] @ [c, H], in float32 or float64; that of a single chunk in its factors' dtype.
+
+    Args:
+        dtype: what the sum is rounded to at last. Where that takes other memory, the sum is kept in blocks of rows, each of
+            which goes when it has been rounded: it is never there twice.
+        is_single: whether one chunk is all.
+    """
+
+    def __init__(self, dtype: torch.dtype, is_single: bool) -> None:
+        self._dtype, self._is_single = dtype, is_single
+        self._blocks: list[Tensor] = []
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """One more product."""
+        sum_dtype = softmax_dtype(left.dtype)
+        if self._is_single or left.dtype == sum_dtype:
+            self._blocks = [self._blocks[0].addmm_(left, right)] if self._blocks else [left @ right]
+            return
+        if not self._blocks:
+            size = (
+                len(left) if self._dtype == sum_dtype else max(1, _SUM_BYTES // (right.shape[1] * sum_dtype.itemsize))
+            )
+            shapes = [(rows.stop - rows.start, right.shape[1]) for rows in slices(len(left), size)]
+            self._blocks = [right.new_zeros(shape, dtype=sum_dtype) for shape in shapes]
+        # No product of half-precision factors adds to a float32 matrix; a few rows at a time, its result is read back from
+        # the cache. A GPU needs larger products to be busy.
+        most = len(left) if left.is_cuda else max(1, _PRODUCT_BYTES // (right.shape[1] * left.element_size()))
+        for block, factor in zip(self._blocks, left.split([len(block) for block in self._blocks]), strict=True):
+            for rows in slices(len(block), most):
+                block[rows] += factor[rows] @ right
+
+    def finish(self, like: Tensor) -> Tensor:
+        """The sum, rounded to the dtype of `like`; 0 in its shape without any product. Can be asked for once."""
+        if not self._blocks:
+            return torch.zeros_like(like)
+        if len(self._blocks) == 1:
+            return self._blocks.pop().to(like.dtype)
+        rounded, start = torch.empty_like(like), 0
+        while self._blocks:
+            block = self._blocks.pop(0)
+            rounded[start : start + len(block)] = block
+            start += len(block)
+        return rounded
 
 
 @dataclass(frozen=True)
@@ -199,11 +230,12 @@ class _Pass:
         bytes_per_token = vocab * hidden.element_size() + self.loss.bytes_per_token
         tile_dtype = None if self.kernel is not None else hidden.dtype
         sizes = plan(tokens, vocab, bytes_per_token, tile_dtype, hidden.device.type, self.budget_bytes)
+        chunks = list(slices(tokens, sizes.chunk))
         # d logits / d projection, but for the soft-cap, is one constant: it rides on the token weights.
-        gradients = _Gradients(self.wants, hidden, head, weights * (self.scale / self.loss.temperature))
+        factors = weights * (self.scale / self.loss.temperature)
+        gradients = _Gradients(self.wants, hidden, head, factors, weight.dtype, is_single=len(chunks) == 1)
         buffer = hidden.new_empty(min(tokens, sizes.chunk), vocab)
         total, stats = weights.new_zeros(()), weights.new_empty(len(self.loss.stat_names), tokens)
-        chunks = list(slices(tokens, sizes.chunk))
         projected = signal = buffer  # of the chunk at hand; none when there are no tokens
         for rows, signal in zip(chunks, self.loss.signals(chunks), strict=True):
             projected = project(hidden[rows], head, out=buffer[: rows.stop - rows.start])
