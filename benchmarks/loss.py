@@ -230,8 +230,7 @@ class Benchmark:
     @property
     def _per_case(self) -> int:
         """Passes, or processes for the memory: what the progress bar counts."""
-        losses = sum(IMPLEMENTATIONS[name].is_loss for name in self._options.implementations)
-        return losses + len(self._options.implementations) * (1 + self._options.repetitions)
+        return len(self._options.memory_of) + len(self._options.implementations) * (1 + self._options.repetitions)
 
     def run(self) -> dict[str, Any]:
         """The record of the whole benchmark."""
@@ -266,7 +265,7 @@ class Benchmark:
         return {**asdict(case), "head_gradient_mb": case.head_gradient_mb, **found}
 
     def _memory(self, name: str, case: Case) -> dict[str, Any]:
-        if not IMPLEMENTATIONS[name].is_loss:  # a floor's products go into memory that it holds before
+        if name not in self._options.memory_of:
             return {}
         # Large tensors come from and go back to the system one by one, so that nothing freed counts as resident.
         with start([name], self._options, MALLOC_MMAP_THRESHOLD_="65536") as workers:
@@ -299,7 +298,7 @@ class Benchmark:
 def describe(options: argparse.Namespace, versions: dict[str, Any]) -> dict[str, Any]:
     """The record before the first case."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    kept = ("device", "threads", "repetitions", "seed", "sizes", "dtypes", "losses", "implementations")
+    kept = ("device", "threads", "repetitions", "seed", "sizes", "dtypes", "losses", "implementations", "memory_of")
     tolerances = {"value_tolerance": VALUE_TOLERANCE, "gradient_tolerance": GRADIENT_TOLERANCE}
     accelerator = {"accelerator": torch.cuda.get_device_name()} if options.device == "cuda" else {}
     return {
@@ -321,6 +320,7 @@ def parse() -> argparse.Namespace:
     add("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     add("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
     add("--implementations", nargs="+", choices=IMPLEMENTATIONS, help="default: all for the device in any dtype")
+    add("--memory-of", nargs="+", choices=IMPLEMENTATIONS, help="whose memory is measured (default: all losses')")
     add("--repetitions", type=int, default=7, help="timed passes of each implementation (default: %(default)s)")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process (default: all cores)")
     add("--device", choices=("cpu", "cuda"), default="cpu")
@@ -334,6 +334,13 @@ def parse() -> argparse.Namespace:
     if options.implementations is None:
         everywhere = {name: it for name, it in IMPLEMENTATIONS.items() if not it.only_float32_on_cpu}
         options.implementations = [name for name, it in everywhere.items() if on_cuda or not it.only_cuda]
+    # A floor's products go into memory that it holds before.
+    losses = [name for name in options.implementations if IMPLEMENTATIONS[name].is_loss]
+    if options.memory_of is None:
+        options.memory_of = losses
+    strangers = set(options.memory_of) - set(losses)
+    if strangers:
+        parser.error(f"--memory-of {' '.join(sorted(strangers))}: choose from the losses that run, {' '.join(losses)}")
     unfit = [name for name in options.implementations if IMPLEMENTATIONS[name].only_cuda and not on_cuda]
     if unfit:
         parser.error(f"{', '.join(unfit)} need --device cuda")

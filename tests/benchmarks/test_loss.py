@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from rich.progress import Progress
 
 from tutelage.fused import base
 
@@ -123,6 +124,21 @@ def test_the_onednn_floor_runs_in_float32_on_a_cpu_and_when_named(
         with pytest.raises(SystemExit, match="2"):
             parse(load, monkeypatch, *named, *words)
         assert "gemm_floor_onednn: float32 on a CPU only; add --dtypes float32" in capsys.readouterr().err
+
+
+def test_memory_is_measured_of_all_losses_or_of_those_named(
+    load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ("--implementations", "tutelage", "reference", "gemm_floor")
+    assert parse(load, monkeypatch, *run).memory_of == ["tutelage", "reference"]
+    chosen = parse(load, monkeypatch, *run, "--memory-of", "tutelage")
+    assert chosen.memory_of == ["tutelage"]
+    assert load("loss").Benchmark(chosen, Path(), Progress())._memory("reference", None) == {}
+    with pytest.raises(SystemExit, match="2"):
+        parse(load, monkeypatch, *run, "--memory-of", "gemm_floor", "liger")
+    assert (
+        "--memory-of gemm_floor liger: choose from the losses that run, tutelage reference" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN does its projections")
