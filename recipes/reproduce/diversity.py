@@ -1,4 +1,4 @@
-"""Claim 4: quality against diversity over sampling temperatures, of the students that the part "divergences" trained."""
+"""Claim 4: quality against diversity over sampling temperatures, of the students that another part trained."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ EXAMPLES = 300
 COLUMNS = ("method", "seed", "temperature", "metric", "value", "self_bleu", "distinct_2", "examples", "samples", "run")
 
 
-def measure(recipe: dict[str, Any], folder: Path, console: Console) -> None:
+def measure(part: str, recipe: dict[str, Any], folder: Path, console: Console) -> None:
     """Samples every finished student of a comparison on validation and writes runs.csv; the same students are not sampled again.
 
     Args:
-        recipe: of the part "divergences".
+        part: whose students.
+        recipe: of that part.
         folder: for the table.
         console: for the progress bar.
 
@@ -42,11 +43,11 @@ def measure(recipe: dict[str, Any], folder: Path, console: Console) -> None:
         cell
         for variant in plan.expand(comparison)
         for cell in plan.final_cells(comparison, variant, variant.grid[0])
-        if (cell.folder / "record.json").exists()
+        if variant.label.startswith("on-policy") and (cell.folder / "record.json").exists()
     ]
     if not cells:
         raise UserError(
-            "part diversity samples the students of the part divergences; run that first: --parts divergences diversity"
+            f"{folder.name} samples the students of the part {part}; run that first: --parts {part} {folder.name}"
         )
     path = folder / "runs.csv"
     known = _known(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHAPES = ("o", "s", "D", "^", "v")
+MOST_IN_A_ROW = 3
 APART = 0.16  # between the series of one name, in names
 
 
@@ -21,7 +23,7 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
     """Writes the panels as one PNG.
 
     Args:
-        panels: from left to right; those over names are drawn with the names down the left side.
+        panels: from left to right, in rows of at most three; those over names are drawn with the names down the left side.
         path: of the file; its folder exists.
     """
     from matplotlib.figure import Figure  # takes a second to import
@@ -29,8 +31,14 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
     longest = max(len(points) for panel in panels for points in panel.series.values())
     over_names = any(_is_over_names(panel) for panel in panels)
     height = 1.3 + 0.42 * longest if over_names else 3.4
-    figure = Figure(figsize=((6.2 if over_names else 4.4) * len(panels), height), dpi=130, layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    rows = math.ceil(len(panels) / MOST_IN_A_ROW)
+    columns = math.ceil(len(panels) / rows)
+    size = ((6.2 if over_names else 4.4) * columns, height * rows)
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in places[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(places, panels, strict=False):
         _over_names(axes, panel) if _is_over_names(panel) else _over_numbers(axes, panel)
         axes.set_title(panel.title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)

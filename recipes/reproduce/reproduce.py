@@ -4,7 +4,7 @@
     make reproduce PARTS="methods rl"                           # some
     make reproduce PARTS=multi30k MULTI30K=FOLDER               # after recipes/multi30k/prepare.py and teacher.yaml
 
-A part is a comparison (`PART.yaml`, on top of `arithmetic.base.yaml` where it is an arithmetic one). Finished runs are never trained
+A part is a comparison (`PART.yaml`, some of them over another file: `OVER`). Finished runs are never trained
 again, and what was interrupted goes on. Each part's tables go to docs/results/reproduction/PART; the verdicts in
 docs/results/reproduction/README.md are made from all tables that are there, without training anything: `--parts` with nothing behind it.
 """
@@ -30,16 +30,36 @@ from tutelage.train.signals import Interrupted
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-ARITHMETIC = ("methods", "divergences", "fractions_few", "fractions", "low_data", "rl", "self", "sizes", "later")
-MULTI30K = ("multi30k", "multi30k_all")
-PARTS = (*ARITHMETIC, "diversity", *MULTI30K)
-ASKED_FOR = ("later", "sizes", *MULTI30K)  # run only when named: for no claim, or on data that has to be there
+ARITHMETIC = (
+    "methods",
+    "rates",
+    "divergences",
+    "fractions_few",
+    "fractions",
+    "low_data",
+    "rl",
+    "self",
+    "sizes",
+    "later",
+)
+MULTI30K = ("multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data")
+# Samples the students of another part.
+DIVERSITY = {"diversity": "divergences", "multi30k_diversity": "multi30k"}
+PARTS = (*ARITHMETIC, *MULTI30K, *DIVERSITY)
+# Run only when named: for no claim of their own, on data that has to be there, or in 200 steps what "fractions_few" does in 350.
+ASKED_FOR = ("rates", "fractions", "later", "sizes", *MULTI30K, "multi30k_diversity")
+# A part's recipe goes over this one.
+OVER = dict.fromkeys(ARITHMETIC, "arithmetic.base.yaml") | {
+    "multi30k_long": "multi30k.yaml",
+    "multi30k_low_data": "multi30k_all.yaml",
+}
 # Trained before the part, once.
 FIRST = {
     "rl": ("rl_student.yaml",),
     "self": ("self_teacher.yaml",),
     "sizes": ("sizes_small.yaml", "sizes_large.yaml"),
     "multi30k": ("multi30k_student.yaml",),
+    "multi30k_long": ("multi30k_student.yaml",),
 }
 TABLES = ("runs.csv", "curves.csv", "summary.csv", "results.md", "results.png", "curves.png")
 
@@ -48,18 +68,20 @@ def recipe(part: str, multi30k: Path | None) -> dict[str, Any]:
     """The comparison of a part, ready for `tutelage.compare.compare`.
 
     Args:
-        part: one of `PARTS`, but for "diversity".
+        part: one of `PARTS`, but for those of `DIVERSITY`.
         multi30k: where its data lies.
 
     Raises:
         UserError: Multi30k without data.
     """
-    own = read(HERE / f"{part}.yaml")
-    if part in ARITHMETIC:
-        return config_io.deep_merge(read(HERE / "arithmetic.base.yaml"), own)
+    chosen = read(HERE / f"{part}.yaml")
+    if part in OVER:
+        chosen = config_io.deep_merge(read(HERE / OVER[part]), chosen)
+    if part not in MULTI30K:
+        return chosen
     if multi30k is None:
         raise UserError(f"part {part}: say where its data lies: --multi30k FOLDER, or make reproduce MULTI30K=FOLDER")
-    return config_io.deep_merge(own, {"base": {"task": {"data": str(multi30k)}}})
+    return config_io.deep_merge(chosen, {"base": {"task": {"data": str(multi30k)}}})
 
 
 def first(part: str, multi30k: Path | None) -> list[dict[str, Any]]:
@@ -83,8 +105,8 @@ def run(part: str, options: argparse.Namespace, console: Console) -> int:
     """Runs a part and keeps its tables; its exit code."""
     console.rule(part)
     kept = options.results / part
-    if part == "diversity":
-        diversity.measure(recipe("divergences", None), kept, console)
+    if part in DIVERSITY:
+        diversity.measure(DIVERSITY[part], recipe(DIVERSITY[part], options.multi30k), kept, console)
         return 0
     chosen = recipe(part, options.multi30k)
     for config in first(part, options.multi30k):
@@ -121,15 +143,13 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=[part for part in PARTS if part not in ASKED_FOR])
-    parser.add_argument(
-        "--multi30k", type=Path, help="folder of the Multi30k data, for the parts multi30k and multi30k_all"
-    )
+    parser.add_argument("--multi30k", type=Path, help="folder of the Multi30k data, for the parts that are named so")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "reproduction")
     options = parser.parse_args()
     console = Console()
     try:
-        for part in set(MULTI30K) & set(options.parts):
-            recipe(part, options.multi30k)  # before the other parts' long work
+        for part in options.parts:
+            recipe(DIVERSITY.get(part, part), options.multi30k)  # before the other parts' long work
         failed = [part for part in options.parts if run(part, options, console)]
         page = verdicts.write(options.results)
     except UserError as error:

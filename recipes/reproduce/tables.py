@@ -225,7 +225,7 @@ class Verdict:
         outcome: "reproduced", "reproduced in part" or "not reproduced".
         criterion: what had to hold.
         table: header and rows.
-        found: what the outcome rests on, a sentence or a list.
+        found: what the outcome rests on; several things in several lines.
         parts: whose tables it is made from.
         panels: of its figure.
     """

@@ -15,7 +15,7 @@ from tables import DECODINGS, Estimated, Incomplete, Panel, Part, Verdict, above
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "reproduction"
 PARTS = (
     "methods", "divergences", "diversity", "fractions_few", "fractions", "low_data", "rl", WEAK_START, "self", "sizes", "later",
-    "multi30k", "multi30k_all",
+    "multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data", "multi30k_diversity",
 )  # fmt: skip
 SIZES_FIGURE = "sizes.png"
 HEAD = """# The paper's claims at the size of two processor cores
@@ -78,7 +78,7 @@ def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, 
 def section(verdict: Verdict) -> str:
     """One claim."""
     links = ", ".join(
-        f"[{name}]({name}/{'runs.csv' if name == 'diversity' else 'results.md'})" for name in verdict.parts
+        f"[{name}]({name}/{'runs.csv' if name.endswith('diversity') else 'results.md'})" for name in verdict.parts
     )
     return "\n\n".join(
         [
@@ -87,10 +87,14 @@ def section(verdict: Verdict) -> str:
             f"Criterion: {verdict.criterion}",
             f"![]({verdict.figure})",
             markdown(*verdict.table),
-            f"Found:{verdict.found}" if verdict.found.startswith("\n") else f"Found: {verdict.found}",
+            _found(verdict.found.splitlines()),
             f"Tables: {links}.",
         ]
     )
+
+
+def _found(lines: list[str]) -> str:
+    return "Found:\n\n" + "\n".join(f"- {line}" for line in lines) if len(lines) > 1 else f"Found: {lines[0]}"
 
 
 def _by_size(part: Part, decoding: str) -> dict[str, dict[str, Estimated]]:

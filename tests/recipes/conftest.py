@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "reproduce"
-NAMES = ("tables", "reward", "claims", "figures", "verdicts", "diversity", "reproduce")
+NAMES = ("tables", "reward", "samples", "claims", "figures", "verdicts", "diversity", "reproduce")
 
 
 @pytest.fixture(scope="module")

@@ -156,6 +156,20 @@ def test_claim_2_compares_with_the_better_of_the_fixed(scripts: dict[str, Any], 
     assert "-2.0 [-2.0, -2.0] points ahead of ImitKD, 10,000 answers" in verdict.found
 
 
+def test_claim_2_asks_it_of_every_task(scripts: dict[str, Any], tmp_path: Path) -> None:
+    fixed = {
+        "supervised KD, 29,000 translations": [27.0, 28.0, 29.0],
+        "ImitKD, 29,000 translations": [26.0, 27.0, 28.0],
+    }
+    write(tmp_path / "multi30k_low_data", {**fixed, "on-policy GKD, 1,450 sentences": [30.0, 31.0, 32.0]})
+    assert judged(scripts, "low_data", tmp_path).outcome == "reproduced"
+    values = {"supervised KD, 10,000 answers": [40.0, 41.0, 42.0], "ImitKD, 10,000 answers": [44.0, 45.0, 46.0]}
+    write(tmp_path / "low_data", {**values, "on-policy GKD, 500 problems": [42.0, 43.0, 44.0]})
+    verdict = judged(scripts, "low_data", tmp_path)
+    assert verdict.outcome == "reproduced in part"
+    assert "Multi30k, greedy: 3.0 [3.0, 3.0] points ahead of supervised KD, 29,000 translations" in verdict.found
+
+
 AHEAD = {"on-policy GKD forward_kl": [30.0, 31.0, 32.0], "on-policy GKD reverse_kl": [28.0, 29.0, 30.0]}
 
 
@@ -193,20 +207,39 @@ def test_claim_3_fails_where_nobody_is_surely_behind(scripts: dict[str, Any], tm
     assert judged(scripts, "divergence_depends", tmp_path).outcome == "not reproduced"
 
 
-def test_claim_4_reads_the_samples(scripts: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "diversity").mkdir()
-    with (tmp_path / "diversity" / "runs.csv").open("w", newline="") as file:
+def samples(scripts: dict[str, Any], folder: Path, lead: float) -> None:
+    """A table of samples in which reverse KL is ahead at T = 1, more when it is hotter, less when it is colder."""
+    folder.mkdir()
+    with (folder / "runs.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, scripts["diversity"].COLUMNS)
         writer.writeheader()
-        for method, lead in (("forward_kl", 0.0), ("reverse_kl", 5.0)):
+        for method, ahead in (("forward_kl", 0.0), ("reverse_kl", lead)):
             for seed in range(3):
                 for temperature, scale in (("0.3", 0.1), ("1.0", 1.0), ("1.3", 2.0)):
                     row = {"method": f"on-policy GKD {method}", "seed": seed, "temperature": temperature}
-                    value = 30 + seed + lead * scale
-                    writer.writerow(row | {"metric": "accuracy", "value": value, "self_bleu": 40 + seed + lead})
+                    value = 30 + seed + ahead * scale
+                    writer.writerow(row | {"metric": "accuracy", "value": value, "self_bleu": 40 + seed + ahead})
+
+
+def test_claim_4_reads_the_samples(scripts: dict[str, Any], tmp_path: Path) -> None:
+    samples(scripts, tmp_path / "diversity", 5.0)
     verdict = judged(scripts, "quality_and_diversity", tmp_path)
     assert verdict.outcome == "reproduced"
+    assert (
+        "arithmetic: reverse minus forward KL: accuracy at T = 1.3 10.0 [10.0, 10.0], Self-BLEU at T = 1 5.0"
+        in verdict.found
+    )
     assert "0.5 points at T = 0.3 and 10.0 at T = 1.3" in verdict.found
+    assert verdict.parts == ("divergences", "diversity")
+
+
+def test_claim_4_asks_it_of_every_task(scripts: dict[str, Any], tmp_path: Path) -> None:
+    samples(scripts, tmp_path / "diversity", 5.0)
+    samples(scripts, tmp_path / "multi30k_diversity", -5.0)
+    verdict = judged(scripts, "quality_and_diversity", tmp_path)
+    assert verdict.outcome == "reproduced in part"
+    assert "Multi30k: reverse minus forward KL: accuracy at T = 1.3 -10.0 [-10.0, -10.0]" in verdict.found
+    assert ["Multi30k: reverse_kl", "30.5 / 36.0", "26.0 / 36.0", "21.0 / 36.0"] in verdict.table[1]
 
 
 @pytest.mark.parametrize(("last", "outcome"), [(9.0, "reproduced"), (5.0, "not reproduced")])
