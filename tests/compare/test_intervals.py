@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tutelage.compare.intervals import gain, gain_ratio, over_seeds, percentiles, replicate, seed_ratio
-from tutelage.eval.statistics import Interval, bootstrap_interval
+from tutelage.eval.statistics import Interval, bootstrap_interval, seed_summary
 
 
 def constant(*values: float, resamples: int = 400) -> list[list[float]]:
@@ -21,11 +21,21 @@ def test_replicates_are_of_the_same_examples_for_every_model() -> None:
     assert percentiles(np.asarray(first)) == expected
 
 
-def test_seeds_are_drawn_with_replacement() -> None:
-    means = over_seeds(constant(0.0, 6.0, resamples=4000), seed=0)
-    values, counts = np.unique(means, return_counts=True)
-    assert values.tolist() == [0.0, 3.0, 6.0]
-    assert counts / 4000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+@pytest.mark.parametrize("seeds", [(0.0, 6.0), (1.0, 2.0, 9.0), (30.0, 34.0, 31.0, 36.0, 29.0)])
+def test_without_luck_of_the_examples_it_is_students_t(seeds: tuple[float, ...]) -> None:
+    means = over_seeds(constant(*seeds, resamples=4000), seed=0)
+    expected = seed_summary(seeds)
+    assert means.mean() == pytest.approx(expected.mean)
+    assert expected.interval is not None
+    found = percentiles(means)
+    assert (found.low, found.high) == pytest.approx((expected.interval.low, expected.interval.high), rel=1e-3)
+
+
+def test_the_interval_of_three_seeds_leaves_their_range() -> None:
+    """A bootstrap over them could not."""
+    found = percentiles(over_seeds(constant(1.0, 2.0, 3.0), seed=0))
+    assert found.low < 1.0
+    assert found.high > 3.0
 
 
 def test_examples_are_drawn_together_with_seeds() -> None:
@@ -33,10 +43,24 @@ def test_examples_are_drawn_together_with_seeds() -> None:
     assert over_seeds(runs, seed=5).tolist() == [1.0, 2.0, 3.0]
 
 
+def test_luck_of_seeds_and_of_examples_add_up() -> None:
+    noise = np.random.default_rng(0).normal(scale=3.0, size=4000)
+    both = over_seeds([20.0 + noise, 26.0 + noise, 29.0 + noise, 25.0 + noise], seed=0)
+    alone = over_seeds(constant(20.0, 26.0, 29.0, 25.0, resamples=4000), seed=0)
+    assert both.var() == pytest.approx(alone.var() + noise.var(), rel=0.1)
+
+
 def test_a_gain_by_hand() -> None:
-    found = gain([30.0, 34.0], 20.0, constant(30.0, 34.0), [20.0] * 400)
+    found = gain([30.0, 34.0, 32.0], 20.0, constant(30.0, 34.0, 32.0), [20.0] * 400)
     assert found.value == 12.0
-    assert found.interval == Interval(10.0, 14.0)  # both ends: the same seed drawn twice, a quarter of the time each
+    half = 4.302653 * 2 / 3**0.5  # Student's t with two degrees of freedom; the standard deviation is 2
+    assert found.interval is not None
+    assert (found.interval.low, found.interval.high) == pytest.approx((12 - half, 12 + half), rel=1e-3)
+
+
+def test_a_single_run_varies_with_the_examples_alone() -> None:
+    found = gain([30.0], 20.0, constant(30.0), [20.0] * 400)
+    assert found.interval == Interval(10.0, 10.0)
 
 
 def test_the_initial_students_luck_with_the_examples_is_taken_off() -> None:
@@ -47,11 +71,17 @@ def test_the_initial_students_luck_with_the_examples_is_taken_off() -> None:
 
 
 def test_a_ratio_by_hand() -> None:
-    found = gain_ratio([40.0, 50.0], [30.0], 20.0, constant(40.0, 50.0), constant(30.0), [20.0] * 400)
+    values = [43.0, 45.0, 47.0]
+    found = gain_ratio(values, [30.0], 20.0, constant(*values), constant(30.0), [20.0] * 400)
     assert found is not None
     assert found.value == 2.5
-    assert found.interval == Interval(2.0, 3.0)
-    assert seed_ratio([20.0, 30.0], [10.0]) == found
+    half = 4.302653 * 2 / 3**0.5 / 10
+    assert found.interval is not None
+    assert (found.interval.low, found.interval.high) == pytest.approx((2.5 - half, 2.5 + half), rel=1e-3)
+    alone = seed_ratio([23.0, 25.0, 27.0], [10.0], resamples=400)
+    assert alone is not None
+    assert alone.interval is not None
+    assert (alone.interval.low, alone.interval.high) == pytest.approx((found.interval.low, found.interval.high))
 
 
 def test_a_baseline_that_gains_nothing_divides_nothing() -> None:

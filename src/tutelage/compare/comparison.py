@@ -269,15 +269,15 @@ def _write(
 def _line_grids(result: ComparisonResult) -> list[table.Grid]:
     baseline = result.recipe.baseline or plan.expand(result.recipe)[0].name
     steps = (
-        "At equal steps, on the test split [95%: the metric over seeds (Student's t), gains and their ratios over seeds and "
-        "examples (bootstrap)]"
+        "At equal steps, on the test split [95%: the metric over seeds (Student's t), gains and their ratios over seeds (Student's t) "
+        "and examples (bootstrap)]"
     )
     grids = [table.lines_grid(steps, result.equal_steps, result.references, baseline)]
     if result.equal_time:
         budget = summary.time_budget(result.methods)
         time = (
-            f"At equal time, on validation: the last evaluation within the {budget:,.1f} seconds that the quickest method trains for "
-            "[95%, over seeds]"
+            f"At equal time, on validation: after the {budget:,.1f} seconds that the quickest method trains for, between two "
+            "evaluations linearly; the slower ones are in the middle of their learning-rate schedule there [95%, over seeds]"
         )
         grids.append(table.lines_grid(time, result.equal_time, (), baseline))
     return grids

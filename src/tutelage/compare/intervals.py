@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.eval.statistics import Interval
+from tutelage.eval.statistics import Interval, student_t_quantile
 
 LEVEL = 0.95
 
@@ -41,22 +43,39 @@ def replicate(resample: Callable[[Sequence[int]], float], n_examples: int, resam
 
 
 def over_seeds(runs: Sequence[Replicates], seed: int) -> NDArray[np.float64]:
-    """Means over resampled runs: both the luck of a training and the choice of the examples vary.
+    """Means over runs, replicated: both the luck of a training and the choice of the examples vary.
+
+    Runs are three or five, too few to be resampled: a bootstrap over them never leaves their range and lacks the factor
+    sqrt(S / (S - 1)). Their mean is varied by Student's t instead, so that without any luck of the examples the middle 95% is the
+    Student-t interval of the mean.
 
     Args:
         runs: [S, R]: for each of S runs that differ by their seed, the statistic on R resamples of the examples.
-        seed: of the draws.
+        seed: of the order in which deviations meet resamples.
 
     Returns:
-        [R]: on the r-th resample of the examples, the mean over S runs drawn with replacement.
+        [R]: on the r-th resample of the examples, the mean over the runs plus a draw of t with S - 1 degrees of freedom, times the
+        mean's standard error on this resample. A single run says nothing about the luck of a training: its own values.
 
-    Source: two-level bootstrap, Davison & Hinkley 1997, section 3.8.
+    Source: Efron & Tibshirani 1993, chapter 12 (small samples: Student's t) and section 13.3 (examples: percentiles).
     """
     values = np.asarray(runs, dtype=np.float64)
     count, resamples = values.shape
-    drawn = np.random.default_rng(seed).integers(0, count, (count, resamples))
-    mean: NDArray[np.float64] = np.take_along_axis(values, drawn, axis=0).mean(axis=0)
-    return mean
+    mean: NDArray[np.float64] = values.mean(axis=0)
+    if count == 1:
+        return mean
+    drawn = np.random.default_rng(seed).permutation(_t_draws(count - 1, resamples))
+    return mean + drawn * values.std(axis=0, ddof=1) / math.sqrt(count)
+
+
+@cache
+def _t_draws(degrees: int, draws: int) -> tuple[float, ...]:
+    """Student's t at `draws` equally distant probabilities: a sample without luck of its own, whose percentiles are those of t."""
+    upper = []
+    for i in range((draws + 1) // 2, draws):
+        probability = min(i / (draws - 1), 1 - 0.5 / draws)  # the last would be infinite
+        upper.append(student_t_quantile(2 * probability - 1, degrees))
+    return (*(-t for t in reversed(upper)), *([0.0] * (draws % 2)), *upper)
 
 
 def gain(values: Sequence[float], initial: float, runs: Sequence[Replicates], initial_run: Replicates) -> Estimate:
@@ -109,7 +128,7 @@ def seed_ratio(gains: Sequence[float], baseline: Sequence[float], resamples: int
 
     Args:
         gains, baseline: the gain of each run of either method.
-        resamples: draws of seeds.
+        resamples: draws of t.
     """
     runs, others = (np.tile(np.asarray(side, dtype=np.float64)[:, None], resamples) for side in (gains, baseline))
     return gain_ratio(gains, baseline, 0.0, list(runs), list(others), np.zeros(resamples))

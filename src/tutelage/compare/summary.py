@@ -8,7 +8,7 @@ from statistics import fmean
 
 from tutelage.compare.intervals import Estimate, gain, gain_ratio, seed_ratio
 from tutelage.compare.plan import Choice, Variant
-from tutelage.compare.records import EvaluationRecord, RunRecord, Score
+from tutelage.compare.records import EvaluationRecord, Point, RunRecord, Score
 from tutelage.eval.statistics import SeedSummary, seed_summary
 
 
@@ -149,15 +149,36 @@ def time_budget(methods: Sequence[Method]) -> float:
     return min(method.seconds for method in methods)
 
 
-def affordable(method: Method, budget: float) -> int:
-    """Index into the curves of a method's runs: the last evaluation that it reaches within a budget of seconds.
+def reached(method: Method, budget: float) -> list[Point]:
+    """Where each run of a method stands after a budget of seconds: between two evaluations linearly, the last where all is trained.
 
-    The time of an evaluation is its mean over the runs, so that one run on a busy machine does not lose its last evaluation.
+    The time of an evaluation is its mean over the runs, so that one run on a busy machine does not fall behind.
     """
     curves = [run.record.curve for run in method.runs]
-    reached = [fmean(point.seconds for point in points) for points in zip(*curves, strict=True)]
+    times = [fmean(point.seconds for point in points) for points in zip(*curves, strict=True)]
     # The quickest method's own mean is the budget: rounding must not cost it its last evaluation.
-    return max(i for i, seconds in enumerate(reached) if seconds <= budget * (1 + 1e-9))
+    last = max(i for i, seconds in enumerate(times) if seconds <= budget * (1 + 1e-9))
+    if last + 1 == len(times):
+        return [curve[last] for curve in curves]
+    share = max(0.0, budget - times[last]) / (times[last + 1] - times[last])
+    return [_between(curve[last], curve[last + 1], share) for curve in curves]
+
+
+def _between(first: Point, second: Point, share: float) -> Point:
+    def mix(one: float, other: float) -> float:
+        return one + share * (other - one)
+
+    scores = tuple(
+        Score(
+            metric=score.metric,
+            decoding=score.decoding,
+            value=mix(score.value, _headline(second.scores, score.decoding).value),
+            headline=True,
+        )
+        for score in first.scores
+    )
+    step, tokens = (round(mix(one, other)) for one, other in ((first.step, second.step), (first.tokens, second.tokens)))
+    return Point(step=step, seconds=mix(first.seconds, second.seconds), tokens=tokens, scores=scores)
 
 
 def equal_time(methods: Sequence[Method], baseline: str) -> list[Line]:
@@ -168,11 +189,10 @@ def equal_time(methods: Sequence[Method], baseline: str) -> list[Line]:
         baseline: as in `equal_steps`.
     """
     budget = time_budget(methods)
-    reached = {method.variant.name: affordable(method, budget) for method in methods}
-    gains = {name: _gains_at(method, reached[name]) for name, method in _by_name(methods).items()}
+    points = {method.variant.name: reached(method, budget) for method in methods}
+    gains = {method.variant.name: _gains_at(method, points[method.variant.name]) for method in methods}
     lines = []
-    for name, method in _by_name(methods).items():
-        at = [run.record.curve[reached[name]] for run in method.runs]
+    for name, at in points.items():
         for score in at[0].scores:
             decoding = score.decoding
             gained = seed_summary(gains[name][decoding])
@@ -194,15 +214,11 @@ def equal_time(methods: Sequence[Method], baseline: str) -> list[Line]:
     return lines
 
 
-def _by_name(methods: Sequence[Method]) -> dict[str, Method]:
-    return {method.variant.name: method for method in methods}
-
-
-def _gains_at(method: Method, index: int) -> dict[str, list[float]]:
-    """By decoding: each run's metric at that evaluation over its own before training."""
+def _gains_at(method: Method, points: Sequence[Point]) -> dict[str, list[float]]:
+    """By decoding: each run's metric there over its own before training."""
     found: dict[str, list[float]] = {}
-    for run in method.runs:
-        before, at = run.record.curve[0], run.record.curve[index]
+    for run, at in zip(method.runs, points, strict=True):
+        before = run.record.curve[0]
         for score in at.scores:
             found.setdefault(score.decoding, []).append(score.value - _headline(before.scores, score.decoding).value)
     return found
