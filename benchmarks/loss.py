@@ -332,7 +332,7 @@ def parse() -> argparse.Namespace:
     if options.repetitions < 3:
         parser.error(f"--repetitions {options.repetitions}: quartiles need 3 at least")
     if options.implementations is None:
-        everywhere = {name: it for name, it in IMPLEMENTATIONS.items() if not it.only_float32_on_cpu}
+        everywhere = {name: it for name, it in IMPLEMENTATIONS.items() if not it.only_when_named}
         options.implementations = [name for name, it in everywhere.items() if on_cuda or not it.only_cuda]
     # A floor's products go into memory that it holds before.
     losses = [name for name in options.implementations if IMPLEMENTATIONS[name].is_loss]

@@ -58,7 +58,7 @@ def _differentiated(forward: Callable[[], Tensor]) -> Run:
     return run
 
 
-def _tutelage(implementation: Any) -> Callable[[Problem, str], Run]:
+def _tutelage(implementation: Any, return_stats: bool = False) -> Callable[[Problem, str], Run]:
     def prepare(problem: Problem, loss: str) -> Run:
         from tutelage.fused import linear_divergence
         from tutelage.types import LMHead
@@ -66,9 +66,13 @@ def _tutelage(implementation: Any) -> Callable[[Problem, str], Run]:
         weights = torch.full((problem.tokens,), 1 / problem.tokens, device=problem.hidden.device)
         student = (problem.hidden, LMHead(problem.weight))
         teacher = (problem.teacher_hidden, LMHead(problem.teacher_weight))
-        return _differentiated(
-            lambda: linear_divergence(*student, *teacher, loss, weights, implementation=implementation)
-        )
+        options = {"implementation": implementation, "return_stats": return_stats}
+
+        def forward() -> Tensor:
+            found = linear_divergence(*student, *teacher, loss, weights, **options)
+            return found[0] if isinstance(found, tuple) else found
+
+        return _differentiated(forward)
 
     return prepare
 
@@ -185,7 +189,8 @@ class Implementation:
         is_peer: runs in the Python that has TRL and Liger.
         is_loss: has a value and gradients; the floors have none.
         only_cuda: does not run on a CPU.
-        only_float32_on_cpu: runs nowhere else, and only when asked for by name.
+        only_float32_on_cpu: runs nowhere else.
+        only_when_named: is no part of the default.
     """
 
     prepare: Callable[[Problem, str], Run]
@@ -194,11 +199,15 @@ class Implementation:
     is_loss: bool = True
     only_cuda: bool = False
     only_float32_on_cpu: bool = False
+    only_when_named: bool = False
 
 
 _TRL, _LIGER = ("trl", "torch", "transformers"), ("liger-kernel", "torch")
 IMPLEMENTATIONS = {
     "tutelage": Implementation(_tutelage("chunked"), ("tutelage", "torch")),
+    "tutelage_statistics": Implementation(
+        _tutelage("chunked", return_stats=True), ("tutelage", "torch"), only_when_named=True
+    ),
     "tutelage_triton": Implementation(_tutelage("triton"), ("tutelage", "torch", "triton"), only_cuda=True),
     "reference": Implementation(_tutelage("reference"), ("tutelage", "torch")),
     "trl_gkd": Implementation(_trl_gkd, _TRL, is_peer=True),
@@ -208,6 +217,6 @@ IMPLEMENTATIONS = {
     "liger_triton": Implementation(_liger_triton, (*_LIGER, "triton"), is_peer=True, only_cuda=True),
     "gemm_floor": Implementation(_gemm_floor, ("torch",), is_loss=False),
     "gemm_floor_onednn": Implementation(
-        _gemm_floor_onednn, ("tutelage", "torch"), is_loss=False, only_float32_on_cpu=True
+        _gemm_floor_onednn, ("tutelage", "torch"), is_loss=False, only_float32_on_cpu=True, only_when_named=True
     ),
 }

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MARKS = {"forward_kl": ("#0072B2", "o"), "reverse_kl": ("#D55E00", "s"), "jsd(0.5)": ("#009E73", "D")}
 LABELS = {
     "tutelage": "Tutelage",
+    "tutelage_statistics": "Tutelage, with statistics",
     "tutelage_triton": "Tutelage, Triton",
     "reference": "full logits, autograd",
     "trl_gkd": "TRL GKDTrainer",

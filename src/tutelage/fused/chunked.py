@@ -182,18 +182,23 @@ class _ProductSum:
         if self._is_single or left.dtype == sum_dtype:
             self._blocks = [self._blocks[0].addmm_(left, right)] if self._blocks else [left @ right]
             return
-        if not self._blocks:
+        is_first = not self._blocks
+        if is_first:
             size = (
                 len(left) if self._dtype == sum_dtype else max(1, _SUM_BYTES // (right.shape[1] * sum_dtype.itemsize))
             )
             shapes = [(rows.stop - rows.start, right.shape[1]) for rows in slices(len(left), size)]
-            self._blocks = [right.new_zeros(shape, dtype=sum_dtype) for shape in shapes]
-        # No product of half-precision factors adds to a float32 matrix; a few rows at a time, its result is read back from
-        # the cache. A GPU needs larger products to be busy.
+            self._blocks = [right.new_empty(shape, dtype=sum_dtype) for shape in shapes]
+        # On a CPU no product of half-precision factors adds to a float32 matrix; a few rows at a time, its result is read back
+        # from the cache. A GPU needs larger products to be busy.
         most = len(left) if left.is_cuda else max(1, _PRODUCT_BYTES // (right.shape[1] * left.element_size()))
         for block, factor in zip(self._blocks, left.split([len(block) for block in self._blocks]), strict=True):
             for rows in slices(len(block), most):
-                block[rows] += factor[rows] @ right
+                product = factor[rows] @ right
+                if is_first:  # spares a pass that sets zeros and one that reads them
+                    block[rows] = product
+                else:
+                    block[rows] += product
 
     def finish(self, like: Tensor) -> Tensor:
         """The sum, rounded to the dtype of `like`; 0 in its shape without any product. Can be asked for once."""
@@ -229,7 +234,8 @@ class _Pass:
         tokens, vocab = len(hidden), head.vocab_size
         bytes_per_token = vocab * hidden.element_size() + self.loss.bytes_per_token
         tile_dtype = None if self.kernel is not None else hidden.dtype
-        sizes = plan(tokens, vocab, bytes_per_token, tile_dtype, hidden.device.type, self.budget_bytes)
+        budget = self.budget_bytes - self._sum_excess(master, hidden.dtype)
+        sizes = plan(tokens, vocab, bytes_per_token, tile_dtype, hidden.device.type, budget)
         chunks = list(slices(tokens, sizes.chunk))
         # d logits / d projection, but for the soft-cap, is one constant: it rides on the token weights.
         factors = weights * (self.scale / self.loss.temperature)
@@ -250,6 +256,13 @@ class _Pass:
                 gradients.add(rows, projected)
         del buffer, projected, signal  # before the gradients are rounded to their dtypes, which takes memory too
         return total, stats, *gradients.finish(master)
+
+    def _sum_excess(self, head: LMHead, dtype: torch.dtype) -> int:
+        """What a float32 sum of the head's gradient takes beyond the rounded gradient: of the budget, as far as a quarter of it goes."""
+        if not self.wants.weight:
+            return 0
+        beyond = softmax_dtype(dtype).itemsize - head.weight.element_size()
+        return min(max(0, beyond) * head.weight.numel(), self.budget_bytes // 4)
 
     def _tiles(self, projected: Tensor, signal: Tensor, head: LMHead, size: int) -> tuple[Tensor, Tensor | None]:
         """Values [c] and statistics [K - 1, c]; the derivatives, but for a constant factor, overwrite `projected`."""
