@@ -344,6 +344,13 @@ def test_plan(tokens, budget_bytes, expected):
     assert chunked.plan(tokens, 125, 1000, torch.bfloat16, "cpu", budget_bytes) == expected
 
 
+@pytest.mark.parametrize(("threads", "rows"), [(1, 2), (2, 2), (8, 8), (64, 27)])
+def test_a_tile_has_a_row_for_every_thread(monkeypatch, threads, rows):
+    """12 MB are 2 rows of 151,936 logits; 64 threads would get more rows than half of the budget holds."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert chunked.plan(1024, 151_936, 1, torch.float32, "cpu", 256 * 2**20).tile == rows
+
+
 def test_budget_must_be_positive():
     with pytest.raises(UserError, match="memory budget is 0 bytes"):
         Problem().loss(budget_bytes=0)

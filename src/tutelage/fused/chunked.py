@@ -41,7 +41,7 @@ from tutelage.types import LMHead
 _TILE_BUFFERS = 8  # [tile, V] tensors alive at once in the elementwise part
 _PRODUCT_BYTES = 4 * 2**20  # of some rows of the head's gradient before they join the float32 sum
 _SUM_BYTES = 128 * 2**20  # of a block of that sum: malloc gives memory of more than 32 MB back at once
-_CPU_TILE_BYTES = 12 * 2**20  # measured: fewer rows pay for calls and barriers, more rows leave the cache
+_CPU_TILE_BYTES = 12 * 2**20  # measured on two cores: fewer rows pay for calls and barriers, more rows leave the cache
 
 
 def linear_divergence(
@@ -111,8 +111,11 @@ def plan(
         raise UserError(f"the loss's memory budget is {budget_bytes} bytes; it must be above 0")
     tile, tile_bytes = 1, 0
     if dtype is not None:
-        tile_bytes = budget_bytes // 2 if device != "cpu" else min(budget_bytes // 2, _CPU_TILE_BYTES)
-        tile = tile_bytes // (vocab * softmax_dtype(dtype).itemsize * _TILE_BUFFERS)
+        row_bytes = vocab * softmax_dtype(dtype).itemsize * _TILE_BUFFERS
+        tile_bytes = budget_bytes // 2
+        if device == "cpu":  # a row for every thread at least: sums over the vocabulary are spread by rows
+            tile_bytes = min(tile_bytes, max(_CPU_TILE_BYTES, torch.get_num_threads() * row_bytes))
+        tile = tile_bytes // row_bytes
     most = max(1, (budget_bytes - tile_bytes) // bytes_per_token)
     chunk = math.ceil(tokens / math.ceil(tokens / most)) if tokens else 1  # equal chunks: no small one at the end
     return _Plan(chunk, max(1, min(tile, chunk)))
