@@ -87,7 +87,8 @@ class LossConfig(Section):
     normalisation: Literal["sequence", "token"] = "sequence"
     """sequence: mean over each sequence's tokens, then over sequences (the paper's Eq. 2); token: one mean over all tokens."""
     prefix_tokens: int | None = Field(None, ge=1)
-    """Mark the first so many tokens of each completion only, and take the means over these; None: all."""
+    """Mark the first so many tokens of each completion only, and take the means over these (arXiv 2602.15260); None: all. The
+    statistics are of all tokens, so that it is a lower rollout.max_new_tokens that makes a step quicker."""
     sequence_level: bool | None = None
     """Follow the gradient through the student's sampling too: a token answers for the divergence at the tokens behind it; None: the
     method's."""
@@ -187,7 +188,8 @@ class Recipe(Section):
     method's."""
     teacher_signal: str = "hidden"
     """What the teacher answers with: hidden (exact), topk(64) (its likeliest tokens and one bucket for the rest), or sampled
-    (the probability of each token the student drew; reverse_kl and forward_kl only)."""
+    (the probability of each token the student drew; reverse_kl and forward_kl only; as in Lu & Thinking Machines Lab 2025,
+    "On-Policy Distillation")."""
     student_data_fraction: float | None = Field(None, ge=0, le=1)
     """Share of steps trained on the student's own sequences (lambda); None: the method's."""
     fraction_unit: Literal["step", "sequence"] = "step"
