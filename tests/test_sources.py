@@ -1,5 +1,6 @@
 """Sources and their mixture: who writes a sequence, in which order, and what a resumed run sees."""
 
+import time
 from collections import Counter
 
 import pytest
@@ -92,8 +93,8 @@ def test_first_draw_asks_once_per_prompt():
 
 def test_first_draw_remembers_what_the_log_holds(tmp_path):
     log = RolloutLog(tmp_path)
-    log.append(0, Scribe("teacher").rollouts([Draw(PROMPTS[0], 0), Draw(PROMPTS[1], 0)]))
-    log.append(1, Scribe("student").rollouts([Draw(PROMPTS[2], 0)]))
+    log.append(0, Scribe("teacher").rollouts([Draw(PROMPTS[0], 0), Draw(PROMPTS[1], 0)]), 1.0)
+    log.append(1, Scribe("student").rollouts([Draw(PROMPTS[2], 0)]), 1.0)
     teacher = Scribe("teacher")
     written = FirstDraw(teacher, RolloutLog(tmp_path)).rollouts([Draw(PROMPTS[i], 1) for i in range(3)])
     assert teacher.calls == [[(2, 0)]]  # the student's sequence is no answer of the teacher
@@ -253,3 +254,26 @@ def test_a_step_in_the_log_is_replayed(tmp_path):
     fresh = again.next(3)
     assert again.student.calls or again.fixed.calls
     assert dict(RolloutLog(tmp_path)) == {0: written[0], 1: written[1], 2: written[2], 3: fresh}
+
+
+def test_the_log_keeps_the_seconds_of_writing(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class Slow(Scribe):
+        def rollouts(self, draws):
+            now[0] += 2.5 * len(draws)
+            return super().rollouts(draws)
+
+    def source():
+        return Mixture(
+            PromptStream(PROMPTS, 0), 4, Slow("student"), Slow("dataset"), 0.5, "sequence", 0, RolloutLog(tmp_path)
+        )
+
+    source().next(0)
+    assert now == [110.0]
+    again = source()
+    again.next(0)
+    again.next(1)
+    assert [again.log.seconds(step) for step in (0, 1)] == [10.0, 10.0]
+    assert [RolloutLog(tmp_path).seconds(step) for step in (0, 1)] == [10.0, 10.0]

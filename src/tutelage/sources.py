@@ -5,6 +5,7 @@ Every source turns drawn prompts into rollouts; `Mixture` chooses between the st
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
@@ -165,7 +166,7 @@ class Mixture:
         fraction: lambda, the student data fraction.
         unit: one coin per "step" for the whole global batch, or one per "sequence".
         seed: the run's seed; coins depend on it and on the step alone, so that all ranks and restarts agree.
-        log: replays the steps it holds, and receives the others.
+        log: replays the steps it holds, and receives the others with the seconds that writing them took.
         samples_per_prompt: sequences of each prompt, in a row; divides `batch_size`. Above 1 only where `fraction` is 1.
         fixed_stream: the prompts of the fixed sequences; None: `stream`.
     """
@@ -194,6 +195,7 @@ class Mixture:
         """The rollouts of a step, in the order of the stream; from the log when it holds them."""
         if self.log is not None and step in self.log:
             return self.log.read(step)
+        started = time.perf_counter()
         draws = self.draws(step)
         on_policy = self.coins(step)
         written: dict[int, Rollout] = {}
@@ -204,7 +206,7 @@ class Mixture:
                 written.update(zip(rows, source.rollouts([draws[i] for i in rows]), strict=True))
         rollouts = [written[i] for i in range(len(draws))]
         if self.log is not None:
-            self.log.append(step, rollouts)
+            self.log.append(step, rollouts, time.perf_counter() - started)  # tokens are on the host: no work is queued
         return rollouts
 
     def draws(self, step: int) -> list[Draw]:

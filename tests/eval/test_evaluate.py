@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tutelage.errors import UserError
 from tutelage.eval.diversity import mean_self_bleu
-from tutelage.eval.evaluate import cut, evaluate, forced_tokens, tokens_behind
+from tutelage.eval.evaluate import evaluate, forced_tokens, tokens_behind
 from tutelage.eval.statistics import pass_at_k
 from tutelage.tasks.base import Generation
 
@@ -156,14 +156,6 @@ def test_progress_counts_to_the_total(model, prompts, task) -> None:
     )  # fmt: skip
     assert seen[-1] == (24, 24)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
-
-
-@pytest.mark.parametrize(
-    ("text", "stops", "expected"),
-    [("a Q: b A: c", ("A:", "Q:"), "a "), ("a b", ("Q:",), "a b"), ("a b", (), "a b"), ("Q: a", ("Q:",), "")],
-)
-def test_cut(text: str, stops: tuple[str, ...], expected: str) -> None:
-    assert cut(text, stops) == expected
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import tokenizer
 from tutelage.rewards.base import Sample
 from tutelage.rewards.rewarder import Rewarder, StepRewards
-from tutelage.tasks import load_task
+from tutelage.tasks import Generation, load_task
 from tutelage.types import Prompt, Rollout
 
 TASK = load_task("arithmetic", level="easy", train_size=4)
@@ -44,6 +44,22 @@ def test_samples_are_text_and_the_task_marks_them_too() -> None:
     assert reward.seen[0] == Sample(example["question"], right, example["answer"], example)
     assert reward.seen[1].completion == "1"  # without the end-of-sequence token
     assert dict(found.task_metrics) == {"accuracy": 50.0, "valid_format": 50.0, "step_accuracy": 50.0}
+
+
+def test_completions_end_at_the_stop_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As evaluation cuts them: what stands behind it neither earns a reward nor spoils an answer."""
+    monkeypatch.setattr(TASK, "generation", Generation(stop=("Q:", "####")))
+    reward, prompt = Length(), prompt_of(0)
+    right = str(TASK.reference(prompt.example))
+    found = Rewarder(reward, TASK, tokenizer())([prompt], [written(right, prompt)])
+    assert reward.seen[0].completion == right.partition("####")[0]
+    assert found.values == (float(right.index("####")),)
+    assert found.task_metrics["accuracy"] == 0.0  # the answer stands behind the stop text
+
+    monkeypatch.setattr(TASK, "generation", Generation(stop=("Q:",)))
+    found = Rewarder(reward, TASK, tokenizer())([prompt], [written(f"{right} Q: more", prompt)])
+    assert reward.seen[1].completion == f"{right} "
+    assert found.task_metrics["accuracy"] == 100.0
 
 
 def test_prompts_and_rollouts_must_agree() -> None:

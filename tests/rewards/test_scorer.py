@@ -1,4 +1,4 @@
-"""A tiny BERT as the scorer: its own logits are the reference."""
+"""Tiny classifiers as the scorer: their own logits are the reference."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from tests.conftest import build_module, tokenizer
 from tutelage.errors import UserError
@@ -90,6 +92,105 @@ def test_long_prompts_lose_their_end_and_a_warning_says_so_once(
     warnings = [record.message for record in caplog.records if "the scorer reads 16 tokens" in record.message]
     assert len(warnings) == 1
     assert f"have {len(ids[0]) + len(ids[1])}" in warnings[0]
+
+
+def framing_tokenizer() -> Any:
+    """Frames texts as RoBERTa's does, with the same id of the padding token: 4 tokens around a pair."""
+    core = Tokenizer.from_str(tokenizer().backend_tokenizer.to_str())
+    core.post_processor = TemplateProcessing(
+        single="<unk> $A </s>", pair="<unk> $A </s> </s> $B </s>", special_tokens=[("<unk>", 3), ("</s>", 2)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<s>", eos_token="</s>", unk_token="<unk>", bos_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def save_roberta(folder: Path, positions: int) -> Any:
+    """A RoBERTa of this many positions, of which it can use two less, saved with `framing_tokenizer`."""
+    torch.manual_seed(1)
+    config = transformers.RobertaConfig(
+        vocab_size=len(tokenizer()), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=positions, id2label=THREE, label2id={v: k for k, v in THREE.items()}, pad_token_id=1,
+        type_vocab_size=1,
+    )  # fmt: skip
+    module = transformers.RobertaForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(5.0)
+    module.save_pretrained(folder)
+    framing_tokenizer().save_pretrained(folder)
+    return module
+
+
+PROMPT, ANSWER = "Tom has 3 apples and buys 4 apples.", "3 + 4 = 7. #### 7"
+
+
+def test_kinds_that_number_positions_from_behind_the_padding_use_them_all(tmp_path: Path) -> None:
+    """At every window from one token of the prompt to one more than both texts: the model's own answer for what fits."""
+    first, second = (tokenizer().encode(text) for text in (PROMPT, ANSWER))
+    for kept in (1, 2, len(first) - 1, len(first), len(first) + 1):
+        module = save_roberta(tmp_path / str(kept), positions=kept + len(second) + 4 + 2)
+        ids = torch.tensor([[3, *first[:kept], 2, 2, *second, 2]])
+        with torch.no_grad():
+            expected = module(input_ids=ids).logits.softmax(-1)[0, 2].item()
+        scorer = Scorer(str(tmp_path / str(kept)), "entailment", CPU)
+        assert scorer.max_tokens == kept + len(second) + 4
+        assert scorer([Sample(PROMPT, ANSWER, None, {})]) == pytest.approx([expected], abs=1e-6)
+
+
+@pytest.mark.parametrize("missing", [0, 1, 5])
+def test_a_completion_that_is_too_long_loses_its_end_after_the_whole_prompt(
+    missing: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = tokenizer().encode(ANSWER)
+    room = len(ids) - missing
+    module = save_roberta(tmp_path, positions=room + 4 + 2)
+    with torch.no_grad():
+        cut = module(input_ids=torch.tensor([[3, 2, 2, *ids[:room], 2]])).logits.softmax(-1)[0, 2].item()
+        whole = module(input_ids=torch.tensor([[3, *ids[:1], 2, 2, *ids[1:2], 2]])).logits.softmax(-1)[0, 2].item()
+    short = Sample(tokenizer().decode(ids[:1]), tokenizer().decode(ids[1:2]), None, {})
+    scorer = Scorer(str(tmp_path), "entailment", CPU)
+    with caplog.at_level(logging.WARNING):
+        assert scorer([Sample(PROMPT, ANSWER, None, {}), short]) == pytest.approx([cut, whole], abs=1e-6)
+        scorer([Sample(PROMPT, ANSWER, None, {}), Sample(PROMPT, "7", None, {})])
+    prompt = len(tokenizer().encode(PROMPT))
+    reads = f"the scorer reads {room + 4} tokens, but prompt and completion have"
+    assert [record.message for record in caplog.records if record.name == "tutelage.rewards.scorer"] == [
+        f"{reads} {prompt + len(ids) + 4}: it sees nothing of such prompts, and as much of their completions as fits",
+        f"{reads} {prompt + 1 + 4}: it sees the beginning of such prompts only",
+    ]
+
+
+def test_a_scorer_without_a_limit_reads_everything(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    config = transformers.BloomConfig(
+        vocab_size=len(tokenizer()), hidden_size=16, n_layer=1, n_head=2, num_labels=1, pad_token_id=0
+    )
+    module: Any = transformers.BloomForSequenceClassification(config).eval()
+    module.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    long = Sample(PROMPT * 20, ANSWER * 20, None, {})
+    scorer = Scorer(str(tmp_path), "entailment", CPU)
+    assert scorer.max_tokens is None
+    ids = torch.tensor([tokenizer().encode(long.prompt) + tokenizer().encode(long.completion)])
+    with torch.no_grad():
+        expected = module(input_ids=ids).logits[0, 0].item()
+    assert scorer([long]) == pytest.approx([expected], abs=1e-5)
+
+
+def test_the_smaller_limit_holds(tmp_path: Path) -> None:
+    save(tmp_path, THREE, positions=96)
+    limited = tokenizer()
+    limited.model_max_length = 20
+    limited.save_pretrained(tmp_path)
+    assert Scorer(str(tmp_path), "entailment", CPU).max_tokens == 20
+
+
+def test_a_scorer_that_reads_no_text(tmp_path: Path) -> None:
+    save_roberta(tmp_path, positions=6)
+    with pytest.raises(UserError, match=r"reads 4 tokens at a time, of which 4 frame prompt and completion"):
+        Scorer(str(tmp_path), "entailment", CPU)
 
 
 def test_folders_that_hold_no_scorer(tmp_path: Path) -> None:

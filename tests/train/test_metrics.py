@@ -115,6 +115,10 @@ def test_stopwatch_accumulates_by_phase(clock: list[float]) -> None:
         clock[0] += 100.0  # between phases: nobody's
     assert watch.seconds == {"rollout": 7.0, "update": 1.0}
     assert watch.shares() == {"rollout": 0.875, "update": 0.125}
+    watch.add("update", 7.0)
+    watch.add("reward", 1.0)
+    assert watch.seconds == {"rollout": 7.0, "update": 8.0, "reward": 1.0}
+    assert watch.total == 16.0
 
 
 def test_stopwatch_counts_a_phase_that_raises(clock: list[float]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -14,6 +15,12 @@ import pytest
 import yaml
 
 from tests.train.conftest import RunServer, outcome, raw_config
+from tutelage.rollout.native import NativeEngine
+from tutelage.train.config import Config
+from tutelage.train.loop import train
+from tutelage.train.metrics import read_metrics
+from tutelage.train.optim import Optimizer
+from tutelage.train.setup import prepare
 
 RUNS: dict[str, dict[str, Any]] = {
     "gkd-llama": {"family": "llama", "student_data_fraction": 0.5, "student_model.dropout": 0.2},
@@ -162,7 +169,58 @@ def test_the_log_is_replayed_and_not_written_anew(models: Path, tmp_path: Path, 
     log.write_bytes(ahead + b'{"step":5,"crc":12,"rollouts":[{"prompt_ids":[')
     resumed(models, output, "gkd-llama", server)
     assert log.read_bytes().startswith(ahead)
-    assert [json.loads(line)["step"] for line in log.read_bytes().splitlines()] == list(range(8))
+    lines = [json.loads(line) for line in log.read_bytes().splitlines()]
+    assert [line["step"] for line in lines] == list(range(8))
+    for record, line in zip(read_metrics(output / "metrics.jsonl"), lines, strict=True):
+        assert record["seconds"]["rollout"] > line["seconds"] - 1e-9
+        assert line["seconds"] > 0
+
+
+class Killed(BaseException):
+    """Stands for a signal that nothing catches."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"method": "seqkd"}, {"seed": 1, "rollout": {"replay": 8, "replay_schedule": "constant"}}],
+    ids=["student", "teacher", "replay"],
+)
+def test_steps_done_again_keep_the_seconds_of_their_rollouts(
+    changes: dict[str, Any], make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that nothing but writing moves, by a second a token: killed or not, a run takes the same seconds."""
+    now = [0.0]
+    generate, update = NativeEngine.generate, Optimizer.step
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        written = generate(*arguments, **options)
+        now[0] += sum(len(rollout.completion_ids) for rollout in written)
+        return written
+
+    def killing(self: Optimizer, step: int, loss: Any) -> Any:
+        if step == 4:  # behind the last checkpoint, of three steps: one record, and two steps of the rollout log
+            raise Killed
+        return update(self, step, loss)
+
+    def seconds(config: Config) -> list[float]:
+        train(prepare(config)[0], config)
+        return [record["seconds"]["rollout"] for record in read_metrics(config.output / "metrics.jsonl")]
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(NativeEngine, "generate", slow)
+    expected = seconds(make_config(output=str(tmp_path / "undisturbed"), **changes))
+    assert expected[3] + expected[4] > 0
+    assert (min(expected) == 0) == bool(changes)  # the teacher writes a prompt once, the buffer costs nothing
+
+    config = make_config(**changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimizer, "step", killing)
+        with pytest.raises(Killed):
+            train(prepare(config)[0], config)
+    resuming = config.model_copy(update={"resume": True})
+    assert seconds(resuming) == expected
+    shutil.rmtree(config.output / "checkpoints")  # as a comparison leaves its runs: all is done again
+    assert seconds(resuming) == expected
 
 
 def test_resume_without_a_run_starts_one_and_says_so(

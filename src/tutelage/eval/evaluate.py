@@ -18,7 +18,7 @@ from tutelage.eval.statistics import Interval, bootstrap_interval, pass_at_k
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.native import Force, NativeEngine
-from tutelage.tasks.base import Generation, Scores, Task
+from tutelage.tasks.base import Generation, Scores, Task, cut
 from tutelage.teacher.base import TeacherModel
 from tutelage.types import Prompt, Rollout
 
@@ -191,11 +191,6 @@ def tokens_behind(tokenizer: Any, text: str, inserted: str) -> tuple[int, ...]:
     if together[: len(before)] == before:
         return tuple(together[len(before) :])
     return tuple(tokenizer.encode(inserted, add_special_tokens=False))
-
-
-def cut(text: str, stops: Sequence[str]) -> str:
-    """`text` up to the first of the stop texts."""
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def _mark(

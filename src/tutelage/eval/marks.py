@@ -18,14 +18,14 @@ from torch import Tensor
 from tutelage.data.batching import micro_batches, token_weights
 from tutelage.divergences import Divergence, parse
 from tutelage.errors import UserError
-from tutelage.eval.evaluate import cut, forced_tokens
+from tutelage.eval.evaluate import forced_tokens
 from tutelage.fused import DEFAULT_BUDGET_BYTES, linear_divergence, teacher_sampled, teacher_topk
 from tutelage.fused.base import shared_rows
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.modes import without_dropout
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.native import NativeEngine
-from tutelage.tasks.base import Task
+from tutelage.tasks.base import Task, cut
 from tutelage.teacher.base import TeacherModel
 from tutelage.teacher.local import LocalTeacher
 from tutelage.types import FinishReason, HiddenStates, MicroBatch, Prompt, Rollout, SourceName

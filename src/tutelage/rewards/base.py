@@ -20,7 +20,7 @@ class Sample:
 
     Attributes:
         prompt: what the student read, decoded without special tokens.
-        completion: what it wrote, likewise.
+        completion: what it wrote, likewise, up to the task's first stop text.
         reference: the task's ground truth; None where the data has none.
         example: the raw row.
     """

@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from tutelage.rewards.base import Reward, Sample
-from tutelage.tasks.base import Task
+from tutelage.tasks.base import Task, cut
 from tutelage.types import Prompt, Rollout
 
 
@@ -46,9 +46,11 @@ class StepRewards:
 class Rewarder:
     """Turns rollouts into text, rewards them, and has the task mark them.
 
+    Completions end at the task's stop texts, as in evaluation.
+
     Args:
         reward: what is maximised.
-        task: gives references and its own metrics.
+        task: gives references, stop texts and its own metrics.
         tokenizer: the student's.
         group_size: samples of each prompt.
     """
@@ -76,9 +78,10 @@ class Rewarder:
             raise ValueError(
                 f"the rollout of prompt {rollout.prompt_id} stands where that of prompt {prompt.id} belongs"
             )
+        written = self.tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)
         return Sample(
             prompt=self.tokenizer.decode(rollout.prompt_ids, skip_special_tokens=True),
-            completion=self.tokenizer.decode(rollout.completion_ids, skip_special_tokens=True),
+            completion=cut(written, self.task.generation.stop),
             reference=self.task.reference(prompt.example),
             example=prompt.example,
         )

@@ -17,13 +17,14 @@ from tutelage.errors import UserError
 from tutelage.rewards.base import Sample, checked
 
 _ROWS = 32
+_NO_LIMIT = 1e20  # transformers gives a tokenizer that states no limit one of 1e30
 
 
 class Scorer:
     """A local Hugging Face folder with a sequence-classification model, in float32.
 
-    Prompt and completion are its first and second text. A pair that is too long for the model loses the end of its prompt,
-    and a warning says so once.
+    Prompt and completion are its first and second text. A pair that is too long for the model loses the end of its prompt;
+    where the completion alone is too long, the whole prompt and the end of the completion. A warning says so once of each.
 
     Args:
         folder: model and tokenizer.
@@ -32,7 +33,8 @@ class Scorer:
         device: where it computes.
 
     Raises:
-        UserError: no such folder, no complete sequence classifier or tokenizer in it, or no such label.
+        UserError: no such folder, no complete sequence classifier or tokenizer in it, no such label, or a model that reads
+            too few tokens for any text.
     """
 
     def __init__(self, folder: str, label: str, device: torch.device) -> None:
@@ -45,10 +47,14 @@ class Scorer:
         self.module.to(device).eval().requires_grad_(False)
         self.device = device
         self.column = _column(self.module.config, label, self.name)
-        positions = self.module.config.to_dict().get("max_position_embeddings")
-        limits = (self.tokenizer.model_max_length, positions or self.tokenizer.model_max_length)
-        self.max_tokens = int(min(limits))
-        self._has_warned = False
+        self.max_tokens = _max_tokens(self.module, self.tokenizer)
+        self._special_tokens: int = self.tokenizer.num_special_tokens_to_add(pair=True)
+        if self.max_tokens is not None and self.max_tokens <= self._special_tokens:
+            raise UserError(
+                f"rl.reward={self.name} reads {self.max_tokens} tokens at a time, of which {self._special_tokens} frame prompt and "
+                "completion: no completion fits; give the folder of a model that reads more"
+            )
+        self._warned: set[str] = set()
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
@@ -59,31 +65,34 @@ class Scorer:
         return [checked(score, self.name, sample) for score, sample in zip(scores, samples, strict=True)]
 
     def _score(self, samples: Sequence[Sample]) -> list[float]:
-        prompts, completions = [sample.prompt for sample in samples], [sample.completion for sample in samples]
-        self._warn_of_long(prompts, completions)
-        inputs = self.tokenizer(
-            prompts,
-            completions,
-            padding=True,
-            truncation="only_first",
-            max_length=self.max_tokens,
-            return_tensors="pt",
-        ).to(self.device)
+        inputs = self.tokenizer.pad([self._encoded(sample) for sample in samples], return_tensors="pt").to(self.device)
         logits = self.module(**inputs).logits
         chosen = logits[:, 0] if self.column is None else logits.softmax(-1)[:, self.column]
         scores: list[float] = chosen.tolist()
         return scores
 
-    def _warn_of_long(self, prompts: list[str], completions: list[str]) -> None:
-        if self._has_warned:
-            return
-        longest = max(len(ids) for ids in self.tokenizer(prompts, completions, verbose=False)["input_ids"])
-        if longest > self.max_tokens:
-            self._has_warned = True
+    def _encoded(self, sample: Sample) -> Any:
+        """Prompt and completion as the model reads them: what fits, the completion before the prompt."""
+        pair = self.tokenizer(sample.prompt, sample.completion, verbose=False)
+        if self.max_tokens is None or len(pair["input_ids"]) <= self.max_tokens:
+            return pair
+        room = self.max_tokens - self._special_tokens
+        completion = self.tokenizer(sample.completion, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(completion) < room:
+            self._warn_once(len(pair["input_ids"]), "the beginning of such prompts only")
+            return self.tokenizer(sample.prompt, sample.completion, truncation="only_first", max_length=self.max_tokens)
+        # A tokenizer refuses to cut a text to nothing: the prompt is left out by hand.
+        self._warn_once(len(pair["input_ids"]), "nothing of such prompts, and as much of their completions as fits")
+        return self.tokenizer("", sample.completion, truncation="only_second", max_length=self.max_tokens)
+
+    def _warn_once(self, tokens: int, seen: str) -> None:
+        if seen not in self._warned:
+            self._warned.add(seen)
             logging.getLogger(__name__).warning(
-                "the scorer reads %d tokens, but prompt and completion have %d: it sees the beginning of such prompts only",
+                "the scorer reads %d tokens, but prompt and completion have %d: it sees %s",
                 self.max_tokens,
-                longest,
+                tokens,
+                seen,
             )
 
 
@@ -108,6 +117,26 @@ def _load(folder: str) -> tuple[Any, Any]:
             f"the tokenizer in {folder!r} has no padding token, which a scorer needs to read several texts at a time"
         )
     return module, tokenizer
+
+
+def _max_tokens(module: Any, tokenizer: Any) -> int | None:
+    """The most tokens that the model reads at a time; None where neither it nor its tokenizer has a limit."""
+    limits = [tokenizer.model_max_length] if tokenizer.model_max_length < _NO_LIMIT else []
+    # An attribute, not a key: GPT-2's key is n_positions, which transformers gives this name.
+    positions = getattr(module.config, "max_position_embeddings", None)
+    if positions:
+        limits.append(positions - _positions_without_tokens(module))
+    return min(limits, default=None)
+
+
+def _positions_without_tokens(module: Any) -> int:
+    """Rows of the position table before the first token's: RoBERTa's kinds number tokens from behind a padding row."""
+    tables = [
+        part
+        for name, part in module.named_modules()
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(part, torch.nn.Embedding)
+    ]
+    return max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
 
 
 def _column(config: Any, label: str, name: str) -> int | None:

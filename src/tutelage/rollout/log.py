@@ -1,7 +1,7 @@
 """The rollout log: one line per step, append-only, so that a killed run goes on along the very trajectory.
 
 A step whose line is complete is replayed on resumption instead of being written anew. A line torn by a kill fails its
-checksum and is cut off.
+checksum and is cut off. A line also keeps the seconds its sequences took, which reading them back does not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from pathlib import Path
 from tutelage.errors import UserError
 from tutelage.types import Rollout
 
-_LINE = re.compile(rb'\{"step":(?P<step>\d+),"crc":(?P<crc>\d+),"rollouts":(?P<body>\[.*\])\}\n')
+# Without seconds: from a version that did not keep them.
+_LINE = re.compile(
+    rb'\{"step":(?P<step>\d+),"crc":(?P<crc>\d+),(?:"seconds":(?P<seconds>\d+(?:\.\d+)?(?:e[+-]\d+)?),)?"rollouts":(?P<body>\[.*\])\}\n'
+)
 
 
 class RolloutLog:
@@ -31,6 +34,7 @@ class RolloutLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "rollouts.jsonl"
         self._offsets: dict[int, int] = {}
+        self._seconds: dict[int, float] = {}
         self.path.touch()
         self._index()
         self._file = self.path.open("ab")
@@ -45,15 +49,39 @@ class RolloutLog:
             record = json.loads(file.readline())
         return [_from_json(fields) for fields in record["rollouts"]]
 
-    def append(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        """Adds a step; it survives the death of this process at once, that of the machine after `sync`."""
+    def seconds(self, step: int) -> float:
+        """Seconds that writing the rollouts of a step took, in whichever process wrote them.
+
+        Raises:
+            UserError: the step was logged by a version that did not keep them.
+        """
+        if step not in self._seconds:
+            raise UserError(
+                f"{self.path} holds step {step}, but not the seconds it took, which earlier versions did not keep: the times of "
+                "this run would be wrong. Start over (--overwrite; a run of a comparison: delete its folder)"
+            )
+        return self._seconds[step]
+
+    def append(self, step: int, rollouts: Sequence[Rollout], seconds: float) -> None:
+        """Adds a step; it survives the death of this process at once, that of the machine after `sync`.
+
+        Args:
+            step: not in the log yet.
+            rollouts: all of the step's.
+            seconds: that writing them took.
+
+        Raises:
+            UserError: the step is in the log.
+        """
         if step in self._offsets:
             raise UserError(
                 f"{self.path} already holds step {step}; resume the run (--resume) or start over (--overwrite)"
             )
         body = json.dumps([asdict(r) for r in rollouts], separators=(",", ":"))
         self._offsets[step] = self._file.tell()
-        self._file.write(f'{{"step":{step},"crc":{zlib.crc32(body.encode())},"rollouts":{body}}}\n'.encode())
+        self._seconds[step] = seconds
+        checksum = zlib.crc32(body.encode())
+        self._file.write(f'{{"step":{step},"crc":{checksum},"seconds":{seconds},"rollouts":{body}}}\n'.encode())
         self._file.flush()
 
     def sync(self) -> None:
@@ -73,21 +101,24 @@ class RolloutLog:
         good = 0
         with self.path.open("rb") as file:
             for line in file:
-                step = _intact_step(line)
-                if step is None:
+                match = _intact(line)
+                if match is None:
                     break
+                step = int(match["step"])
                 self._offsets[step] = good
+                if match["seconds"] is not None:
+                    self._seconds[step] = float(match["seconds"])
                 good += len(line)
         if good < self.path.stat().st_size:
             os.truncate(self.path, good)
 
 
-def _intact_step(line: bytes) -> int | None:
-    """The step of a complete line, None for a torn one."""
+def _intact(line: bytes) -> re.Match[bytes] | None:
+    """The fields of a complete line, None for a torn one."""
     match = _LINE.fullmatch(line)
     if match is None or int(match["crc"]) != zlib.crc32(match["body"]):
         return None
-    return int(match["step"])
+    return match
 
 
 def _from_json(fields: dict[str, object]) -> Rollout:

@@ -29,7 +29,8 @@ class Generation:
         max_new_tokens: limit of the completion, end-of-sequence included.
         temperature, top_p, top_k: of training-time sampling (top_k = 0: off).
         num_beams: of beam-search evaluation (1: greedy).
-        stop: texts that end a completion during evaluation, beside the end-of-sequence token.
+        stop: texts that end a completion, beside the end-of-sequence token: what is marked or rewarded is the text before
+            them (`cut`).
         continuation: completion so far -> text to force next, or None; GSM8K's external calculator is one.
     """
 
@@ -41,6 +42,11 @@ class Generation:
     num_beams: int = 1
     stop: tuple[str, ...] = ()
     continuation: Callable[[str], str | None] | None = None
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the first of the stop texts."""
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 @dataclass(frozen=True)

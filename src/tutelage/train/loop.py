@@ -69,7 +69,7 @@ class History:
 
     Attributes:
         records: the metrics of this process's steps, first to last.
-        watch: seconds by phase, of this process.
+        watch: seconds by phase, of this process; for steps replayed from the rollout log also those of writing them.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -98,10 +98,7 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
     ):
         counted: dict[str, float] = {}  # seconds that earlier records hold
         for step in range(first, config.train.steps):
-            with watch.phase("rollout"):
-                if parts.engine is not None:
-                    parts.engine.publish(version=step)
-                rollouts = parts.source.next(step)
+            rollouts = next_rollouts(parts, step, watch)
 
             rewards = None
             if parts.rewarder is not None:
@@ -154,6 +151,18 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
                     save(parts, done)
             stop.leave_if_requested(done, config.output)
     return history
+
+
+def next_rollouts(parts: Parts, step: int, watch: Stopwatch) -> list[Rollout]:
+    """The rollouts of a step, and the seconds of writing them on the watch, also where an earlier process spent them."""
+    replayed = step in parts.log
+    with watch.phase("rollout"):
+        if parts.engine is not None:
+            parts.engine.publish(version=step)
+        rollouts = parts.source.next(step)
+    if replayed:  # from a process that died before the next checkpoint; its record of the step is dropped
+        watch.add("rollout", parts.log.seconds(step))
+    return rollouts
 
 
 def weigh(

@@ -46,7 +46,8 @@ class MetricsWriter:
         config: the run's configuration; trackers show it.
         trackers: names from `log.trackers`.
         start_step: steps the checkpoint holds that the run goes on from. Records of later steps, and a last line torn by a
-            kill, are dropped, so that the file tells the trajectory that was kept; 0 starts the file afresh.
+            kill, are dropped, so that the file tells the trajectory that was kept; 0 starts the file afresh. These steps are
+            done again but for their rollouts, whose seconds are in the rollout log.
 
     Raises:
         UserError: a tracker that is not installed, or a damaged line before the last one.
@@ -128,8 +129,12 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+            self.add(name, self._now() - start)
             self._running = None
+
+    def add(self, name: str, seconds: float) -> None:
+        """Adds seconds to a phase, such as those that an earlier process spent in it."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     @property
     def total(self) -> float:
