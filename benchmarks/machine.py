@@ -55,16 +55,19 @@ def describe() -> dict[str, Any]:
     }
 
 
-def options(description: str | None, repetitions: int) -> argparse.Namespace:
+def options(description: str | None, repetitions: int, **choices: tuple[str, ...]) -> argparse.Namespace:
     """The command line of a small benchmark: repetitions, and threads, all cores unless given.
 
     Args:
         description: for the help.
         repetitions: unless given.
+        choices: further options, each with its values, the first of which is the default.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=repetitions)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    for name, values in choices.items():
+        parser.add_argument(f"--{name}", choices=values, default=values[0])
     return parser.parse_args()
 
 
