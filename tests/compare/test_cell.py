@@ -19,6 +19,7 @@ from tutelage.compare.config import read
 from tutelage.compare.records import EvaluationProtocol
 from tutelage.run import run
 from tutelage.train import config_io
+from tutelage.train.setup import prepare
 
 QUIET = Console(file=io.StringIO())
 
@@ -111,6 +112,18 @@ def test_a_run_that_was_killed_goes_on(models: Path, tmp_path: Path, monkeypatch
     assert [point.scores for point in record.curve] == [point.scores for point in expected.curve]
     weights = [(job.folder / "model" / "model.safetensors").read_bytes() for job in (whole, killed)]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fresh_weights_of_the_initial_student_are_those_of_the_run(models: Path, tmp_path: Path, seed: int) -> None:
+    recipe = read(raw(models, tmp_path, base={"student_model": {"init": "config"}}))
+    cell = plan.make_cell(recipe, plan.expand(recipe)[1], {}, seed)
+    parts, _ = prepare(cell.config)
+    initial = cells._model(Job("initial student", tmp_path, cell.config, "initial", None, 1))
+    expected = parts.student.module.state_dict()
+    found = initial.module.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_a_search_never_sees_the_test_split(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

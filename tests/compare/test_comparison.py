@@ -9,10 +9,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
-from tests.compare.conftest import Worker
+from tests.compare.conftest import BASE, Worker, raw_recipe
 from tutelage.compare.cell import Job
-from tutelage.compare.comparison import ComparisonResult
+from tutelage.compare.comparison import Comparison, ComparisonResult
+from tutelage.compare.config import read
+from tutelage.compare.execute import run_here
 from tutelage.errors import UserError
 
 Run = Callable[..., ComparisonResult]
@@ -111,6 +114,39 @@ def test_of_several_teachers_the_reference_is_called_the_first(
     assert "| first teacher | greedy | 90.0 [89.0, 91.0] | – |" in (tmp_path / "compare" / "results.md").read_text()
 
 
+def test_fresh_weights_are_an_initial_student_for_each_seed(run_comparison: Run) -> None:
+    worker = Worker()
+    result = run_comparison(worker, base={"student_model": {"init": "config"}})
+    assert [reference.name for reference in result.references] == [
+        "initial student, seed 0", "initial student, seed 1", "teacher",
+    ]  # fmt: skip
+    for method in result.methods:
+        names = [run.initial.name for run in method.runs if run.initial is not None]
+        assert names == ["initial student, seed 0", "initial student, seed 1"]
+    assert [line.gain.value for line in result.equal_steps if line.gain is not None] == [40.0, 40.0]
+
+
+def test_what_a_method_does_without_is_noted(run_comparison: Run, tmp_path: Path) -> None:
+    methods = [{"name": "plain", "method": "sft"}, {"name": "gkd", "method": "gkd"}]
+    run_comparison(Worker(), base={"loss": {"teacher_temperature": 0.5}}, methods=methods)
+    page = (tmp_path / "compare" / "results.md").read_text()
+    assert "- plain is without loss.teacher_temperature, teacher of the base, which would have no effect on it." in page
+
+
+def test_other_data_in_the_same_place_trains_and_tests_anew(tmp_path: Path) -> None:
+    base = {**BASE, "task": {"name": "jsonl", "data": str(tmp_path)}}
+    recipe = read(raw_recipe(tmp_path / "compare", base=base))
+
+    def done(completion: str) -> tuple[int, int]:
+        for split in ("train", "validation", "test"):
+            (tmp_path / f"{split}.jsonl").write_text(json.dumps({"prompt": "a", "completion": completion}))
+        worker = Worker()
+        Comparison(recipe, Console(file=io.StringIO()), worker, run_here).run()
+        return len(worker.trained), len(worker.tested)
+
+    assert [done(content) for content in ("one", "one", "other")] == [(4, 6), (0, 0), (4, 6)]
+
+
 def test_a_failed_run_does_not_stop_the_others(run_comparison: Run, tmp_path: Path) -> None:
     worker = Worker(breaks=("kd, seed 1",))
     printed = io.StringIO()
@@ -149,6 +185,10 @@ def test_everything_is_checked_before_anything_runs(run_comparison: Run) -> None
         run_comparison(worker, search={"train.warmup_steps": [0, 4]}, methods=[{"name": "gkd"}])
     with pytest.raises(UserError, match="method kd: the arithmetic task has no option"):
         run_comparison(worker, base={"task": {"options": {"sizes": 3}}})
+    with pytest.raises(
+        UserError, match="select_by=reverse_kl, greedy: the largest value is chosen, of a metric of the"
+    ):
+        run_comparison(worker, select_by="reverse_kl, greedy")
     assert worker.trained == []
 
 

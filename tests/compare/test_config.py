@@ -10,6 +10,7 @@ from tests.compare.conftest import raw_recipe
 from tutelage.compare import plan
 from tutelage.compare.config import ComparisonRecipe, points, read
 from tutelage.errors import UserError
+from tutelage.train.methods import resolve
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "compare"
 
@@ -82,6 +83,28 @@ def test_the_arithmetic_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     gkd = cells[-1].config
     assert gkd.task.options == {"train_size": 10000, "validation_size": 200, "test_size": 500}
     assert (gkd.train.matrix_learning_rate, gkd.train.learning_rate, gkd.divergence) == (0.02, 0.001, "forward_kl")
+
+
+def test_the_recipe_of_all_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(RECIPES.parents[1])
+    recipe = read(RECIPES / "baselines.yaml")
+    variants = plan.expand(recipe)
+    assert len({cell.folder for cell in plan.search_cells(recipe, variants)}) == 7 * 2
+    objectives = {}
+    for variant in variants:
+        cell = plan.make_cell(recipe, variant, {}, 0)
+        found = resolve(cell.config)
+        divergence = None if found.divergence is None else found.divergence.name
+        objectives[variant.name] = (divergence, found.student_data_fraction, found.fixed_data, cell.left_out)
+    assert objectives == {
+        "SFT": (None, 0.0, "dataset", ("teacher", "teacher_model")),
+        "SeqKD": (None, 0.0, "teacher", ()),
+        "supervised KD": ("forward_kl", 0.0, "dataset", ()),
+        "ImitKD": ("forward_kl", 0.5, "dataset", ()),
+        "f-distill": ("total_variation", 0.5, "dataset", ()),
+        "on-policy GKD": ("jsd(0.5)", 1.0, "dataset", ("task.fixed_examples",)),
+        "mixed GKD": ("jsd(0.5)", 0.5, "dataset", ()),
+    }
 
 
 def test_the_multi30k_recipe_needs_its_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.compare.conftest import run_record
+from tests.compare.conftest import BASE, run_record
 from tutelage.compare import plan
 from tutelage.compare.config import ComparisonRecipe
 from tutelage.compare.plan import Choice
@@ -82,8 +83,63 @@ def test_a_model_trained_anew_is_another_model(make_recipe: MakeRecipe, tmp_path
         recipe = make_recipe(base=models)
         found.append(plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0).folder.name)
     assert found[0] == found[2] != found[1]
-    with pytest.raises(UserError, match=r"no model folder at '\./nowhere'"):
-        plan.fingerprint("./nowhere")
+
+
+def test_addresses_stay_what_they_were(make_recipe: MakeRecipe) -> None:
+    """A version that names runs anew trains all of them anew."""
+    recipe = make_recipe(methods=[{"name": "sft", "method": "sft", "teacher": None}, {"name": "gkd", "method": "gkd"}])
+    names = [plan.make_cell(recipe, variant, {}, 0).folder.name for variant in plan.expand(recipe)]
+    assert names == ["4549fd319f9bc507", "d65da4cc6737feaa"]
+
+
+def test_other_content_behind_the_same_name_is_another_run(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+
+    def folder(content: str) -> str:
+        rows.write_text(content)
+        recipe = make_recipe(base={"student": "a", "teacher": "b", "task.data": str(rows)})
+        return plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0).folder.name
+
+    assert folder("one") == folder("one") != folder("other")
+
+
+def test_what_the_base_gives_in_vain_is_left_out(make_recipe: MakeRecipe) -> None:
+    teaching = {"teacher_model.dtype": "float32", "loss.teacher_temperature": 0.5, "divergence": "reverse_kl"}
+    others = {"other_teachers": ["another"], "teacher_weights": [0.5, 0.5]}
+    methods = [{"name": "plain", "method": "sft"}, {"name": "gkd", "method": "gkd"}]
+    recipe = make_recipe(base={**BASE, **teaching, **others}, methods=methods)
+    cells = [plan.make_cell(recipe, variant, {}, seed) for variant in plan.expand(recipe) for seed in (0, 1)]
+    plain, gkd = cells[0], cells[2]
+    assert set(plain.left_out) == {
+        "divergence", "loss.teacher_temperature", "teacher_weights", "other_teachers", "teacher", "teacher_model",
+    }  # fmt: skip
+    assert (plain.config.teacher, plain.config.train.steps) == (None, 4)
+    assert gkd.left_out == ()
+    assert (gkd.config.teacher, gkd.config.loss.teacher_temperature, gkd.config.divergence) == (
+        "tiny-teacher", 0.5, "reverse_kl",
+    )  # fmt: skip
+    assert plan.notes(cells) == [
+        f"plain is without {', '.join(plain.left_out)} of the base, which would have no effect on it."
+    ]
+    bare = make_recipe(methods=[{"name": "bare", "method": "sft", "teacher": None}])
+    assert plain.folder.name == plan.make_cell(bare, plan.expand(bare)[0], {}, 0).folder.name
+
+
+@pytest.mark.parametrize(
+    ("entry", "point", "message"),
+    [
+        ({"teacher": "mine"}, {}, "method plain: teacher=mine has no effect: method=sft has no teacher"),
+        ({"loss.temperature": 2.0}, {}, r"method plain: loss\.temperature=2\.0 has no effect"),
+        ({"divergences": ["reverse_kl"]}, {}, "method plain reverse_kl: method=sft .* takes no divergence"),
+        ({}, {"loss.temperature": 2.0}, r"method plain: loss\.temperature=2\.0 has no effect"),
+    ],
+)
+def test_what_a_method_is_given_in_vain_is_an_error(
+    entry: dict[str, Any], point: dict[str, Any], message: str, make_recipe: MakeRecipe
+) -> None:
+    recipe = make_recipe(methods=[{"name": "plain", "method": "sft", **entry}])
+    with pytest.raises(UserError, match=message):
+        plan.make_cell(recipe, plan.expand(recipe)[0], point, 0)
 
 
 def test_wrong_plans(make_recipe: MakeRecipe) -> None:
@@ -91,12 +147,32 @@ def test_wrong_plans(make_recipe: MakeRecipe) -> None:
         plan.expand(make_recipe(methods=[{"name": "gkd"}, {"name": "gkd"}]))
     with pytest.raises(UserError, match="baseline=kdd is none of the methods; did you mean 'kd'"):
         plan.expand(make_recipe(baseline="kdd"))
-    recipe = make_recipe(methods=[{"name": "plain", "method": "sft"}])
-    with pytest.raises(UserError, match="method plain: teacher=tiny-teacher has no effect"):
-        plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0)
     recipe = make_recipe(methods=[{"name": "gkd", "task.options.levell": "easy"}])
     with pytest.raises(UserError, match="method gkd: the arithmetic task has no option 'levell'"):
         plan.check_tasks([plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0)])
+
+
+def test_a_task_without_a_metric_compares_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    task = {"name": "jsonl", "data": str(tmp_path), "options": {"metric": "none"}}
+    recipe = make_recipe(base={"student": "a", "teacher": "b", "task": task})
+    cells = [plan.make_cell(recipe, variant, {}, 0) for variant in plan.expand(recipe)]
+    with pytest.raises(
+        UserError, match=r"method kd: the jsonl task has metric none.*task\.options\.metric to exact_match"
+    ):
+        plan.check_tasks(cells)
+    recipe = make_recipe(base={"student": "a", "teacher": "b", "task": {**task, "options": {}}})
+    plan.check_tasks([plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0)], [("exact_match", "greedy")])
+
+
+@pytest.mark.parametrize("measure", ["reverse_kl", "completion_length", "acuracy"])
+def test_only_a_metric_of_the_task_selects(measure: str, make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(select_by=f"{measure}, greedy")
+    cells = [plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0)]
+    with pytest.raises(UserError, match=f"select_by={measure}, greedy: .* is none; .*known are accuracy, "):
+        plan.check_tasks(cells, recipe.selection)
+    plan.check_tasks(cells, [("accuracy", "greedy"), ("step_accuracy", "greedy")])
 
 
 def choose(recipe: ComparisonRecipe, values: dict[float, list[float]]) -> Choice | None:
@@ -132,12 +208,6 @@ def test_a_point_with_a_failed_run_is_not_chosen(make_recipe: MakeRecipe) -> Non
     assert choice.point == {"train.learning_rate": 0.01}
     assert choice.tried[2] == ({"train.learning_rate": 0.1}, None)
     assert choose(recipe, {}) is None
-
-
-def test_selecting_by_a_metric_that_is_not_there(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(search=GRID, select_by="acuracy, greedy")
-    with pytest.raises(UserError, match="select_by=acuracy, greedy: no such metric; did you mean 'accuracy, greedy'"):
-        choose(recipe, {0.001: [1], 0.01: [2], 0.1: [3]})
 
 
 def test_edges_are_of_numbers_that_vary() -> None:

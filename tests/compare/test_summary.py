@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from tests.compare.conftest import held_out_record, run_record
 from tutelage.compare import summary
+from tutelage.compare.intervals import Estimate
 from tutelage.compare.plan import Choice, Variant
 from tutelage.compare.records import EvaluationProtocol, RunRecord
 from tutelage.compare.summary import FinalRun, Method, Reference
+from tutelage.eval.statistics import Interval
 
 PROTOCOL = EvaluationProtocol(limit=None, temperatures=(0.0,), num_beams=1, resamples=400)
 INITIAL = Reference("initial student", "tiny", held_out_record(10.0, PROTOCOL))
@@ -20,7 +23,7 @@ def method(
     finals = [FinalRun(name, str(i), run, held_out_record(run.curve[-1].scores[0].value, PROTOCOL, examples), initial)
               for i, run in enumerate(runs)]  # fmt: skip
     chosen = {"point": {}, "score": None, "edges": (), "tried": (), **choice}
-    return Method(Variant(name, name, {}, ({},)), Choice(name, **chosen), tuple(finals))  # type: ignore[arg-type]
+    return Method(Variant(name, name, {}, {}, ({},)), Choice(name, **chosen), tuple(finals))  # type: ignore[arg-type]
 
 
 def test_equal_steps_by_hand() -> None:
@@ -41,6 +44,28 @@ def test_equal_steps_by_hand() -> None:
     assert ends == pytest.approx((24 - 12.7062 * 4, 24 + 12.7062 * 4), rel=1e-3)
     # kd's gain of 12 varies by 12.7 * 2: it cannot be told from zero, and the ratio has no bounds.
     assert (second.ratio.value, second.ratio.interval) == (2.0, None)
+
+
+def test_gains_of_fresh_weights_are_over_each_seeds_own() -> None:
+    starts = [
+        Reference(f"seed {seed}", "tiny", held_out_record(value, PROTOCOL)) for seed, value in enumerate((4.0, 8.0))
+    ]
+
+    def started(name: str, ends: Sequence[float]) -> Method:
+        whole = method(name, [run_record([0, 0, end]) for end in ends])
+        runs = [replace(run, initial=start) for run, start in zip(whole.runs, starts, strict=True)]
+        return replace(whole, runs=tuple(runs))
+
+    kd, gkd = started("kd", (14.0, 18.0)), started("gkd", (24.0, 30.0))
+    first, second = summary.equal_steps([kd, gkd], "kd")
+    assert first.over_seeds.mean == 16.0
+    assert first.gain == Estimate(10.0, Interval(10.0, 10.0))  # the luck of the weights is no luck of the training
+    assert second.gain is not None
+    assert second.ratio is not None
+    assert (second.gain.value, second.ratio.value) == (21.0, 2.1)
+    assert second.gain.interval is not None
+    assert second.gain.interval.high == pytest.approx(21 + 12.7062 * 1, rel=0.1)  # the gains are 20 and 22
+    assert not [note for note in summary.notes([kd, gkd], [first, second]) if "no gain" in note]
 
 
 def test_gains_need_the_same_examples_and_the_same_student() -> None:
@@ -87,10 +112,12 @@ def test_curves_must_be_there_and_agree() -> None:
 def test_notes_say_what_a_reader_must_know() -> None:
     at_edge = {"point": {"rate": 0.1}, "edges": ("rate",), "tried": (({"rate": 0.1}, 5.0), ({"rate": 9}, None))}
     kd = method("kd", [run_record([10, 15, 20])], **at_edge)
-    gkd = method("gkd", [run_record([10, 15, 20, 30])])
+    gkd = method("gkd", [run_record([10, 15, 20, 30]).model_copy(update={"threads": 4})])
     assert summary.notes([kd, gkd], []) == [
         "Warning: kd chose rate = 0.1 at the edge of its grid; the best may lie beyond: widen it.",
         "Warning: kd was not chosen at rate = 9: a run there failed.",
         "Warning: the methods do not train for the same number of steps.",
+        "Warning: seconds and equal time are of runs with different numbers of threads (kd: 1; gkd: 4) and say nothing of the "
+        "methods; make all runs with the same jobs on the same machine.",
         "A single seed says nothing about the luck of a training: its interval is over examples only.",
     ]

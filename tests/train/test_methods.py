@@ -76,6 +76,7 @@ IDLE = [
     ({"train.matrix_learning_rate": 0.1}, "train.matrix_learning_rate=0.1 has no effect: train.optimizer=adamw has train.learning_rate"),
     ({"task.fixed_examples": 5}, "task.fixed_examples=5 has no effect: every sequence is the student's own"),
     ({"method": "sft", "teacher": "t"}, "teacher=t has no effect: method=sft has no teacher"),
+    ({"method": "sft", "teacher": "t", "other_teachers": ["u"]}, "other_teachers=('u',) has no effect: method=sft has no teacher"),
     ({"method": "sft", "teacher_model.dtype": "bfloat16"}, "has no effect: method=sft has no teacher"),
     ({"method": "supervised_kd", "rollout.temperature": 1.0}, "rollout.temperature=1.0 has no effect: with student_data_fraction 0"),
     ({"student_data_fraction": 0, "rollout.top_p": 0.9}, "rollout.top_p=0.9 has no effect"),

@@ -8,12 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
 
-from tutelage.compare import plan, plot, summary, table
+from tutelage.compare import fingerprints, plan, plot, summary, table
 from tutelage.compare.cell import Job
 from tutelage.compare.config import ComparisonRecipe
 from tutelage.compare.execute import Execute, Failure, Work
@@ -77,7 +77,7 @@ class Comparison:
         self.baseline = recipe.baseline or self.variants[0].name
         self.search = plan.search_cells(recipe, self.variants)
         possible = [cell for v in self.variants for point in v.grid for cell in plan.final_cells(recipe, v, point)]
-        plan.check_tasks(possible)
+        plan.check_tasks(possible, recipe.selection)
         make_writable(recipe.output)
         cores = os.cpu_count() or 1
         on_gpu = any(pick_device(cell.config.train.device).type != "cpu" for cell in possible)
@@ -117,17 +117,22 @@ class Comparison:
             for variant, choice, several in finals
             if (runs := tuple(run for cell in several if (run := self._final(cell, initials)) is not None))
         ]
-        result = self._result([choice for _, choice, _ in finals], methods, named, failures)
+        result = self._result([choice for _, choice, _ in finals], methods, named, plan.notes(cells), failures)
         _write(result, self.search, self._records(self.search), self.console)
         return result
 
     def _result(
-        self, choices: Sequence[Choice], methods: Sequence[Method], named: Sequence[Reference], failures: list[Failure]
+        self,
+        choices: Sequence[Choice],
+        methods: Sequence[Method],
+        named: Sequence[Reference],
+        planned: Sequence[str],
+        failures: list[Failure],
     ) -> ComparisonResult:
         at_steps = summary.equal_steps(methods, self.baseline)
         timed = bool(methods) and summary.has_curves(methods)
         at_time = summary.equal_time(methods, self.baseline) if timed else []
-        notes = summary.notes(methods, [*at_steps, *at_time])
+        notes = [*planned, *summary.notes(methods, [*at_steps, *at_time])]
         if methods and not timed:
             notes.append("No table at equal time: it needs evaluations during training (base: eval.every).")
         missing = [v.name for v in self.variants if v.name not in {method.variant.name for method in methods}]
@@ -172,11 +177,13 @@ class Comparison:
         jobs: dict[tuple[str, ...], Job] = {}
         # Not the teacher that these runs have, which is no single model: the first of it, and called so.
         firsts = {_reference_key("teacher", cell.config) for cell in cells if cell.config.other_teachers}
-        for cell in cells:
-            for role, label in _ROLES.items():
+        for role, label in _ROLES.items():
+            for cell in cells:
                 if role == "initial" or cell.config.teacher is not None:
                     key = _reference_key(role, cell.config)
                     name = f"first {label}" if key in firsts else label
+                    if role == "initial" and cell.config.student_model.init == "config":
+                        name += f", seed {cell.config.seed}"
                     folder = self.recipe.output / "references" / key[-1]
                     jobs.setdefault(key, Job(name, folder, cell.config, role, self.protocol, self.threads))
         return jobs
@@ -194,22 +201,28 @@ def _reference_key(role: Role, config: Config) -> tuple[str, ...]:
     """(role, model, address): runs that start from one student, or have one teacher, share its evaluation.
 
     How much of the training split a method may see makes no other test: the task's options are left out, and gains are
-    taken between models that met the same examples only.
+    taken between models that met the same examples only. Fresh weights are drawn by the seed: every seed has its own student.
     """
     model, options = config.student, config.student_model.model_dump(mode="json", exclude_defaults=True)
     if role == "teacher":
         model, options = config.teacher, config.teacher_model.model_dump(mode="json", exclude_defaults=True)
     elif config.student_model.init == "teacher_layers":
         model = config.teacher
-    about = [
+    about: list[Any] = [
         role,
         model,
         options,
-        plan.fingerprint(model),
+        fingerprints.of_model(model),
         config.task.name,
         config.task.data,
         config.rollout.max_new_tokens,
     ]
+    data = fingerprints.of_data(config.task)
+    tested_on = data.get("task.options.test_data", data.get("task.data"))
+    if tested_on is not None:
+        about.append(tested_on)
+    if role == "initial" and config.student_model.init == "config":
+        about.append(config.seed)
     return role, str(model), hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 

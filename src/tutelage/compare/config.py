@@ -62,7 +62,7 @@ class ComparisonOptions(Section):
     """The keys of a comparison that the command line can change: all but the methods and their grids."""
 
     base: Recipe = Recipe()
-    """What all runs have in common: any keys of a training recipe."""
+    """What all runs have in common: any keys of a training recipe; a method does without those that have no effect on it."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Every method is trained once with each of these, at its chosen hyperparameters."""
     search_seeds: tuple[int, ...] = Field((0,), min_length=1)

@@ -10,15 +10,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from tutelage.compare import fingerprints
 from tutelage.compare.config import ComparisonRecipe, MethodEntry, points
-from tutelage.compare.records import RunRecord, Score
+from tutelage.compare.records import RunRecord
 from tutelage.errors import UserError, nearest
 from tutelage.tasks import load_task
+from tutelage.tasks.base import SPLITS
+from tutelage.tasks.metrics import METRICS
 from tutelage.train import config_io
 from tutelage.train.config import Config, TaskConfig, identity
-
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
-_LEADING_BYTES = 2**20
+from tutelage.train.methods import IdleOptionError
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Variant:
         name: unique; "gkd jsd(0.5) 0.25".
         label: as plots call it.
         keys: nested keys of its recipe, the base's among them.
+        own: those of them that the base does not give alone.
         grid: hyperparameters to choose from, by dotted key; a single point is no choice and needs no search.
     """
 
     name: str
     label: str
     keys: Mapping[str, Any]
+    own: Mapping[str, Any]
     grid: tuple[Mapping[str, Any], ...]
 
 
@@ -46,11 +49,13 @@ class Cell:
         variant: its name.
         point: the hyperparameters.
         config: the run's; `config.output` is the cell's folder.
+        left_out: dotted keys of the base that have no effect on this run, and that it therefore does without.
     """
 
     variant: str
     point: Mapping[str, Any]
     config: Config
+    left_out: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -104,7 +109,6 @@ def _variants(recipe: ComparisonRecipe, entry: MethodEntry) -> Iterator[Variant]
     own = entry.model_dump(exclude_unset=True)
     for key in ("name", "label", "divergences", "fractions", "search"):
         own.pop(key, None)
-    keys = config_io.deep_merge(base, own)
     grid = points(recipe.search if entry.search is None else entry.search)
     for divergence in entry.divergences or (None,):
         for fraction in entry.fractions or (None,):
@@ -118,7 +122,8 @@ def _variants(recipe: ComparisonRecipe, entry: MethodEntry) -> Iterator[Variant]
                 more["student_data_fraction"] = fraction
                 name.append(f"{fraction:g}")
                 label.append(f"fraction {fraction:g}")
-            yield Variant(" ".join(name), ", ".join(label), {**keys, **more}, grid)
+            keys = {**own, **more}
+            yield Variant(" ".join(name), ", ".join(label), config_io.deep_merge(base, keys), keys, grid)
 
 
 def search_cells(recipe: ComparisonRecipe, variants: Sequence[Variant]) -> list[Cell]:
@@ -152,53 +157,87 @@ def make_cell(recipe: ComparisonRecipe, variant: Variant, point: Mapping[str, An
         "log.samples": 0,
     }
     try:
-        keys = config_io.deep_merge(variant.keys, config_io.nest(point))
-        config = config_io.build(config_io.deep_merge(keys, config_io.nest(ours)))
+        own = config_io.deep_merge(variant.own, config_io.nest(point))
+        given = config_io.deep_merge(config_io.deep_merge(variant.keys, own), config_io.nest(ours))
+        config, left_out = _build(given, own)
+        config = config.model_copy(update={"output": recipe.output / "runs" / address(config)})
     except UserError as error:
         raise UserError(f"method {variant.name}: {error}") from error
-    config = config.model_copy(update={"output": recipe.output / "runs" / address(config)})
-    return Cell(variant.name, point, config)
+    return Cell(variant.name, point, config, left_out)
+
+
+def _build(given: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[Config, tuple[str, ...]]:
+    """The configuration of the nested keys `given`, and the dotted keys that it does without.
+
+    The base is for all methods: what it gives, and this method has no use for, is for the others. What is among its `own` keys has
+    an effect, or is an error.
+    """
+    left_out: list[str] = []
+    while True:
+        try:
+            return config_io.build(given), tuple(left_out)
+        except IdleOptionError as error:
+            if _holds(own, error.option):
+                raise
+            given = _without(given, error.option)
+            left_out.append(error.option)
+
+
+def _holds(keys: Mapping[str, Any], dotted: str) -> bool:
+    first, _, rest = dotted.partition(".")
+    return first in keys and (not rest or _holds(keys[first], rest))
+
+
+def _without(keys: Mapping[str, Any], dotted: str) -> dict[str, Any]:
+    first, _, rest = dotted.partition(".")
+    others = {key: value for key, value in keys.items() if key != first}
+    return {**others, first: _without(keys[first], rest)} if rest else others
+
+
+def notes(cells: Sequence[Cell]) -> list[str]:
+    """What a reader must know of how the runs were made out of the recipe: keys of the base that a method does without."""
+    left_out: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        left_out.setdefault(cell.variant, {}).update(dict.fromkeys(cell.left_out))
+    return [
+        f"{name} is without {', '.join(keys)} of the base, which would have no effect on it."
+        for name, keys in left_out.items()
+        if keys
+    ]
 
 
 def address(config: Config) -> str:
     """A name for all that shapes a run and what is measured on validation; how the test split is evaluated is not in it.
 
-    Keys at their defaults are left out, so that a later version with more keys finds the same runs. The models' weights go
-    in by the beginning of their files: a student trained anew in the same folder is another student.
+    Keys at their defaults are left out, so that a later version with more keys finds the same runs. What the keys name on this
+    machine goes in by its content, models by the beginnings of their files: a student trained anew in the same folder is another
+    student, and data written anew is other data.
+
+    Raises:
+        UserError: a model's folder is missing, or the function of `rl.reward` cannot be imported.
     """
     set_keys = config.model_dump(mode="json", exclude_defaults=True)
-    content = {
+    content: dict[str, Any] = {
         "trajectory": _common(identity(config), set_keys),
         "validation": {key: config.model_dump(mode="json")["eval"][key] for key in ("every", "limit", "temperatures")},
-        "weights": [fingerprint(model) for model in (config.student, config.teacher, *config.other_teachers)],
+        "weights": [fingerprints.of_model(model) for model in (config.student, config.teacher, *config.other_teachers)],
     }
+    files = fingerprints.of_data(config.task) | fingerprints.of_reward(config.rl.reward)
+    if files:
+        content["files"] = files
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def fingerprint(model: str | None) -> str | None:
-    """A hash of the beginnings of a local folder's weights; None for the name of a hub model.
+def check_tasks(cells: Sequence[Cell], selection: Sequence[tuple[str, str]] = ()) -> None:
+    """Builds every task once.
+
+    Args:
+        cells: the runs.
+        selection: pairs (metric, decoding) that hyperparameters are chosen by.
 
     Raises:
-        UserError: it looks like a local folder and is none.
+        UserError: a task is wrong, lacks a split or a metric, or does not have a metric of `selection`; names the method.
     """
-    if model is None:
-        return None
-    folder = Path(model).expanduser()
-    if not folder.exists():
-        if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            raise UserError(f"no model folder at {model!r}: train it first, or give another student or teacher")
-        return None
-    digest = hashlib.sha256()
-    files = [folder] if folder.is_file() else sorted(path for kind in _WEIGHTS for path in folder.glob(kind))
-    for path in files:
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_LEADING_BYTES))
-    return digest.hexdigest()
-
-
-def check_tasks(cells: Sequence[Cell]) -> None:
-    """Builds every task once. Raises UserError where one is wrong, or has no validation or no test split."""
     checked: list[TaskConfig] = []
     for cell in cells:
         given = cell.config.task
@@ -206,11 +245,27 @@ def check_tasks(cells: Sequence[Cell]) -> None:
             continue
         checked.append(given)
         try:
-            task = load_task(given.name, data=given.data, **given.options)
-            for split in ("train", "validation", "test"):
-                task.examples(split)
+            _check_task(given, selection)
         except UserError as error:
             raise UserError(f"method {cell.variant}: {error}") from error
+
+
+def _check_task(given: TaskConfig, selection: Sequence[tuple[str, str]]) -> None:
+    task = load_task(given.name, data=given.data, **given.options)
+    for split in SPLITS:
+        task.examples(split)
+    metrics = task.score([""], [task.examples("validation")[0]]).values
+    if not metrics:
+        raise UserError(
+            f"the {task.name} task has metric {task.metric}, so that there is nothing to compare methods by; set task.options.metric to "
+            f"{', '.join(name for name in METRICS if name != 'none')} (validation and test rows then need completions)"
+        )
+    for metric, decoding in selection:
+        if metric not in metrics:
+            raise UserError(
+                f"select_by={metric}, {decoding}: the largest value is chosen, of a metric of the {task.name} task, and {metric} is none; "
+                f"{nearest(metric, metrics)}"
+            )
 
 
 def choose(recipe: ComparisonRecipe, variant: Variant, records: Mapping[str, RunRecord]) -> Choice | None:
@@ -220,9 +275,6 @@ def choose(recipe: ComparisonRecipe, variant: Variant, records: Mapping[str, Run
         recipe: says by what, and with which seeds.
         variant: with its grid.
         records: finished runs, by `Cell.folder.name`.
-
-    Raises:
-        UserError: `select_by` names a metric that the runs do not have.
     """
     if len(variant.grid) == 1:
         return Choice(variant.name, variant.grid[0], None, (), ())
@@ -245,12 +297,8 @@ def selector(recipe: ComparisonRecipe) -> Any:
     def mean_of(record: RunRecord) -> float:
         if not recipe.selection:
             return fmean(score.value for score in record.scores if score.headline)
-        found: dict[tuple[str, str], Score] = {(score.metric, score.decoding): score for score in record.scores}
-        for wanted in recipe.selection:
-            if wanted not in found:
-                known = [", ".join(pair) for pair in found]
-                raise UserError(f"select_by={', '.join(wanted)}: no such metric; {nearest(', '.join(wanted), known)}")
-        return fmean(found[wanted].value for wanted in recipe.selection)
+        found = {(score.metric, score.decoding): score.value for score in record.scores}
+        return fmean(found[wanted] for wanted in recipe.selection)
 
     return mean_of
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tutelage.compare.intervals import Estimate, gain, gain_ratio, seed_ratio
 from tutelage.compare.plan import Choice, Variant
 from tutelage.compare.records import EvaluationRecord, Point, RunRecord, Score
@@ -105,19 +108,19 @@ def equal_steps(methods: Sequence[Method], baseline: str) -> list[Line]:
 
 
 def _tested(method: Method, baseline: Method | None) -> Iterator[Line]:
-    first = method.runs[0]
+    first, starts = method.runs[0], _starts(method)
     for score in (score for score in first.test.scores if score.headline):
         decoding = score.decoding
         values = [_headline(run.test.scores, decoding).value for run in method.runs]
-        initial = _shared_start(method)
         over_initial = ratio = None
-        if initial is not None:
-            at_first = _headline(initial.test.scores, decoding).value
-            start, runs = initial.test.replicates[decoding], _replicates(method, decoding)
-            over_initial = gain(values, at_first, runs, start)
-            if baseline is not None and baseline is not method and _shared_start(baseline) == initial:
-                others = [_headline(run.test.scores, decoding).value for run in baseline.runs]
-                ratio = gain_ratio(values, others, at_first, runs, _replicates(baseline, decoding), start)
+        if starts is not None:
+            gains, runs = _gains_on_test(method, starts, decoding)
+            nothing = [0.0] * len(runs[0])  # the initial students are subtracted already
+            over_initial = gain(gains, 0.0, runs, nothing)
+            others = None if baseline is None or baseline is method else _starts(baseline)
+            if baseline is not None and others is not None and any(start in others for start in starts):
+                under, under_runs = _gains_on_test(baseline, others, decoding)
+                ratio = gain_ratio(gains, under, 0.0, runs, under_runs, nothing)
         yield Line(
             method.variant.name,
             score.metric,
@@ -132,16 +135,22 @@ def _tested(method: Method, baseline: Method | None) -> Iterator[Line]:
         )
 
 
-def _shared_start(method: Method) -> Reference | None:
-    """The initial student of all runs of a method, where it was tested on the very examples that they were."""
-    initial = method.runs[0].initial
-    if initial is None or any(run.initial != initial for run in method.runs):
-        return None
-    return initial if all(run.test.examples == initial.test.examples for run in method.runs) else None
+def _starts(method: Method) -> list[Reference] | None:
+    """The initial student of each run of a method, where each was tested, and on the very examples that its run was."""
+    starts = [run.initial for run in method.runs if run.initial is not None]
+    same = len(starts) == len(method.runs) and all(
+        run.test.examples == start.test.examples for run, start in zip(method.runs, starts, strict=True)
+    )
+    return starts if same else None
 
 
-def _replicates(method: Method, decoding: str) -> list[tuple[float, ...]]:
-    return [run.test.replicates[decoding] for run in method.runs]
+def _gains_on_test(
+    method: Method, starts: Sequence[Reference], decoding: str
+) -> tuple[list[float], list[NDArray[np.float64]]]:
+    """Each run's metric over its own initial student's: on all examples, [S], and on each resample of them, [S, R]."""
+    pairs = [(run.test, start.test) for run, start in zip(method.runs, starts, strict=True)]
+    values = [_headline(run.scores, decoding).value - _headline(start.scores, decoding).value for run, start in pairs]
+    return values, [np.subtract(run.replicates[decoding], start.replicates[decoding]) for run, start in pairs]
 
 
 def time_budget(methods: Sequence[Method]) -> float:
@@ -248,10 +257,19 @@ def notes(methods: Sequence[Method], lines: Sequence[Line]) -> list[str]:
         if failed:
             shown = "; ".join(", ".join(f"{key} = {value}" for key, value in point.items()) for point in failed)
             found.append(f"Warning: {name} was not chosen at {shown}: a run there failed.")
-        if _shared_start(method) is None:
-            found.append(f"{name} has no gain: its initial student was not tested, or not on the same examples.")
+        if _starts(method) is None:
+            found.append(
+                f"{name} has no gain at equal steps: its initial student was not tested, or not on the same examples."
+            )
     if len({method.runs[0].record.steps for method in methods}) > 1:
         found.append("Warning: the methods do not train for the same number of steps.")
+    threads = {method.variant.name: {run.record.threads for run in method.runs} for method in methods}
+    if len(set().union(*threads.values())) > 1:
+        shown = "; ".join(f"{name}: {', '.join(map(str, sorted(several)))}" for name, several in threads.items())
+        found.append(
+            f"Warning: seconds and equal time are of runs with different numbers of threads ({shown}) and say nothing of the methods; "
+            "make all runs with the same jobs on the same machine."
+        )
     if any(len(method.runs) == 1 for method in methods):
         found.append("A single seed says nothing about the luck of a training: its interval is over examples only.")
     if any(line.ratio is not None and line.ratio.interval is None for line in lines):

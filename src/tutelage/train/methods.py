@@ -17,6 +17,18 @@ from tutelage.teacher.base import parse_signal
 from tutelage.train.config import Config
 
 
+class IdleOptionError(UserError):
+    """An option that was set to something and that the run would not look at.
+
+    Attributes:
+        option: its dotted name.
+    """
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
 @dataclass(frozen=True)
 class Method:
     """What a step trains on and how it is marked.
@@ -112,21 +124,23 @@ def resolve(config: Config) -> Objective:
     """The objective of a configuration.
 
     Raises:
-        UserError: unknown method, an option that contradicts the method or would change nothing, or a method that needs a
-            teacher without one.
+        IdleOptionError: an option would change nothing.
+        UserError: unknown method, an option that contradicts the method, or a method that needs a teacher without one.
     """
     if config.method not in METHODS:
         raise UserError(f"unknown method {config.method!r}: {nearest(config.method, METHODS)}")
     preset = METHODS[config.method]
     if preset.divergence is None and config.divergence is not None:
-        raise UserError(
+        raise IdleOptionError(
+            "divergence",
             f"method={config.method} trains on the negative log-likelihood and takes no divergence, but "
-            f"divergence={config.divergence} was given; drop it, or use method=supervised_kd or gkd"
+            f"divergence={config.divergence} was given; drop it, or use method=supervised_kd or gkd",
         )
     if preset.divergence is None and config.student_data_fraction:
-        raise UserError(
+        raise IdleOptionError(
+            "student_data_fraction",
             f"method={config.method} has no use for student_data_fraction={config.student_data_fraction}: maximising the "
-            "likelihood of the student's own samples teaches nothing; use method=gkd"
+            "likelihood of the student's own samples teaches nothing; use method=gkd",
         )
     spelling = config.divergence or preset.divergence
     if _is_reward_alone(config):
@@ -261,10 +275,12 @@ _OF_OWN_SEQUENCES = (
     *(f"rollout.{name}" for name in ("temperature", "top_p", "top_k", "replay", "teacher_share", "importance_clip")),
     "loss.sequence_level",
 )
+# In an order in which they can be dropped one by one: weights need several teachers, and these a first.
+_OF_TEACHERS = ("teacher_weights", "other_teachers", "teacher", "teacher_model")
 
 
 def _refuse_idle_options(config: Config, objective: Objective) -> None:
-    """Raises UserError for an option that was set to something and that this run would not look at.
+    """Raises IdleOptionError for an option that was set to something and that this run would not look at.
 
     The default itself may be given: the configuration that a run saves names every option.
     """
@@ -272,7 +288,7 @@ def _refuse_idle_options(config: Config, objective: Objective) -> None:
         for option in options:
             value, default = _value_and_default(config, option)
             if unused and value != default:
-                raise UserError(f"{option}={value} has no effect: {reason}")
+                raise IdleOptionError(option, f"{option}={value} has no effect: {reason}")
 
 
 def _idle_options(config: Config, objective: Objective) -> tuple[_Idle, ...]:
@@ -305,7 +321,7 @@ def _idle_options(config: Config, objective: Objective) -> tuple[_Idle, ...]:
             ("task.fixed_examples",),
             "every sequence is the student's own; drop it, or lower student_data_fraction",
         ),
-        (not objective.needs_teacher and not thins_teacher, ("teacher", "teacher_model"), without_teacher),
+        (not objective.needs_teacher and not thins_teacher, _OF_TEACHERS, without_teacher),
         (
             fraction == 0,
             _OF_OWN_SEQUENCES,

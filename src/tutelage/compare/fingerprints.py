@@ -1,0 +1,106 @@
+"""Hashes of what a configuration names on this machine, models, data and rewards: their content shapes a run as its keys do."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from tutelage.errors import UserError
+from tutelage.rewards.load import SCORER, import_function, is_scorer
+from tutelage.tasks.base import SPLITS
+from tutelage.tasks.rows import SUFFIXES
+from tutelage.train.config import TaskConfig
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
+_LEADING_BYTES = 2**20
+_END_BYTES = 2**25  # of data and rewards: files of up to twice this are read whole
+
+
+def of_model(model: str | None) -> str | None:
+    """A hash of the beginnings of a local folder's weights; None for the name of a hub model.
+
+    Raises:
+        UserError: it looks like a local folder and is none.
+    """
+    if model is None:
+        return None
+    folder = Path(model).expanduser()
+    if not folder.exists():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            raise UserError(f"no model folder at {model!r}: train it first, or give another student or teacher")
+        return None
+    digest = hashlib.sha256()
+    files = [folder] if folder.is_file() else sorted(path for kind in _WEIGHTS for path in folder.glob(kind))
+    for path in files:
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_LEADING_BYTES))
+    return digest.hexdigest()
+
+
+def of_data(task: TaskConfig) -> dict[str, str]:
+    """Hashes of a task's local data, by the key that names it: `task.data` and the options that end in `_data`.
+
+    Data of the hub, and files that are missing, have none: what the latter lack is said where they are read.
+    """
+    named = {f"task.options.{name}": value for name, value in task.options.items() if name.endswith("_data")}
+    files = {key: _data_files(Path(value)) for key, value in named.items() if isinstance(value, str)}
+    if task.data is not None:
+        files["task.data"] = _data_files(Path(task.data))
+    return {key: _of_files(several) for key, several in files.items() if several}
+
+
+def of_reward(reward: str | None) -> dict[str, str]:
+    """A hash of the folder or of the source file behind `rl.reward`, by that key; none for a reward of the task's own.
+
+    Of a function, that is the file of the module that is named, and that of the module which defines it; not what these import.
+
+    Raises:
+        UserError: as `import_function`.
+    """
+    if reward is None or ":" not in reward:
+        return {}
+    files = _scorer_files(reward.removeprefix(SCORER)) if is_scorer(reward) else _source_files(reward)
+    return {"rl.reward": _of_files(files)} if files else {}
+
+
+def _data_files(path: Path) -> list[Path]:
+    """What a task reads at a path: the file, or a folder's file for each split."""
+    path = path.expanduser()
+    if path.is_dir():
+        return [file for split in SPLITS for suffix in SUFFIXES if (file := path / f"{split}{suffix}").is_file()]
+    return [path] if path.is_file() else []
+
+
+def _scorer_files(folder: str) -> list[Path]:
+    return [path for path in Path(folder).iterdir() if path.is_file()] if Path(folder).is_dir() else []
+
+
+def _source_files(reward: str) -> list[Path]:
+    function = import_function(reward)
+    modules = (sys.modules[reward.partition(":")[0]], inspect.getmodule(function))
+    specs = [module.__spec__ for module in modules if module is not None]
+    return [Path(spec.origin) for spec in specs if spec is not None and spec.has_location and spec.origin is not None]
+
+
+def _of_files(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(set(files)):
+        status = path.stat()
+        digest.update(f"{path.name} {_of_file(path, status.st_size, status.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _of_file(path: Path, size: int, modified_ns: int) -> str:
+    """Of its size, beginning and end. A comparison asks for every run again: a file that nobody wrote to is read once."""
+    digest = hashlib.sha256(f"{size}\n".encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_END_BYTES))
+        file.seek(max(file.tell(), size - _END_BYTES))
+        digest.update(file.read(_END_BYTES))
+    return digest.hexdigest()
