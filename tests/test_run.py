@@ -21,6 +21,7 @@ from tests.conftest import build_model, build_module, tokenizer
 from tutelage import run
 from tutelage.errors import MissingSplitError, UserError
 from tutelage.eval import marks
+from tutelage.eval.evaluate import evaluate
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
 from tutelage.tasks.base import Example, Generation, Scores
@@ -161,6 +162,41 @@ def test_evaluations_during_training(make_config: Callable[..., Config]) -> None
     assert result.records[-1]["evaluation"] == {"accuracy greedy": result.after.rows[0].value}
 
 
+def test_several_samples_a_prompt_before_and_after_training_and_not_during_it(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        asked.append(options["samples_per_prompt"])
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(run, "evaluate", counted)
+    console = Console(record=True, width=200, file=io.StringIO())
+    keys = {
+        "final": "validation",
+        "every": 1,
+        "temperatures": [0.5, 0.0, 1.0],
+        "samples_per_prompt": 3,
+        "bootstrap": 0,
+        "marks": 0,
+    }
+    config = make_config(eval=keys, log={"samples": 2})
+    found = run.run(config, student=live(), teacher=live(seed=1), task=Sums(), console=console)
+    assert asked == [3, 1, 1, 3]
+    for evaluation in (found.before, found.after):
+        assert evaluation is not None
+        assert [row.samples_per_prompt for row in evaluation.rows] == [3, 1, 3]
+        assert [row.self_bleu is None for row in evaluation.rows] == [False, True, False]
+        greedy = [completion for completion in evaluation.completions if completion.decoding == "greedy"]
+        assert [completion.reference for completion in greedy] == [" 0", " 1", " 1", " 2", " 2", " 3"]
+    shown = console.export_text()
+    assert ("0 + 0 =" in shown, "0 + 1 =" in shown) == (True, True)  # two examples, not two samples of the first
+    page = (config.output / "report.html").read_text(encoding="utf-8")
+    assert "<h3>Self-BLEU against temperature</h3>" in page
+    assert "held-out examples, T=0.5 decoding, beside the reference." in page
+
+
 @pytest.mark.parametrize("missing", [False, True])
 def test_a_full_disk_at_the_end(
     missing: bool, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
@@ -235,12 +271,29 @@ def test_another_evaluation_is_not_set_beside_the_earlier(
     make_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
 ) -> None:
     evaluation = {"final": "validation", "temperatures": [0.0], "bootstrap": 10, "limit": 4}
-    for limit, resume in ((4, False), (3, True)):
-        config = make_config(eval={**evaluation, "limit": limit}, resume=resume)
+    for changed, resume in (({}, False), ({"limit": 3, "temperatures": [1.0], "samples_per_prompt": 2}, True)):
+        config = make_config(eval={**evaluation, **changed}, resume=resume)
         result = run.run(config, student=live(), teacher=live(seed=1), task=Sums())
     assert result.before is None
     assert result.after is not None
-    assert "the evaluation before training had another eval.limit: the closing table leaves it out" in caplog.text
+    assert (
+        "the evaluation before training had another eval.limit, eval.temperatures, eval.samples_per_prompt: the closing table leaves "
+        "it out"
+    ) in caplog.text
+
+
+def test_an_evaluation_of_an_earlier_version_is_recalled_by_the_defaults_of_later_keys(
+    make_config: Callable[..., Config],
+) -> None:
+    config = make_config(eval={"final": "validation", "bootstrap": 10, "limit": 4})
+    first = run.run(config, student=live(), teacher=live(seed=1), task=Sums())
+    path = config.output / "evaluation" / "before" / "results.json"
+    content = json.loads(path.read_text())
+    del content["config"]["eval"]["samples_per_prompt"]
+    path.write_text(json.dumps(content))
+    again = run.run(config.model_copy(update={"resume": True}), student=live(), teacher=live(seed=1), task=Sums())
+    assert again.before == first.before
+    assert again.before is not None
 
 
 def test_the_run_records_its_configuration(make_config: Callable[..., Config]) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from tutelage.errors import UserError
 from tutelage.eval import marks
 from tutelage.eval.evaluate import evaluate
-from tutelage.eval.results import Evaluation, read, save
+from tutelage.eval.results import Completion, Evaluation, read, save
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
 from tutelage.report import write_report
@@ -27,7 +27,7 @@ from tutelage.tasks.base import Task
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import loop, metrics
 from tutelage.train.checkpoint import is_disk_full
-from tutelage.train.config import Config
+from tutelage.train.config import Config, EvalConfig
 from tutelage.train.prompts import sampling_of
 from tutelage.train.setup import holds_run, prepare
 from tutelage.train.signals import leaving_on_sigterm
@@ -133,9 +133,10 @@ class _Judge:
         with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
             shown = bar.add_task("", total=None)
             result = self._evaluate(
-                self.parts.teacher,
-                self.config.eval.bootstrap,
-                lambda done, total: bar.update(shown, completed=done, total=total),
+                teacher=self.parts.teacher,
+                samples_per_prompt=self.config.eval.samples_per_prompt,
+                bootstrap=self.config.eval.bootstrap,
+                progress=lambda done, total: bar.update(shown, completed=done, total=total),
             )
         save(result, self.config.output / "evaluation" / when, {"config": self.config.model_dump(mode="json")})
         self._mark(self.config.train.steps if when == "after" else 0)
@@ -147,8 +148,11 @@ class _Judge:
         if saved is None or not self.parts.held_out:
             return None
         evaluation, about = saved
-        earlier, now = about["config"]["eval"], self.config.model_dump(mode="json")["eval"]
-        changed = [f"eval.{key}" for key in ("final", "limit", "temperatures") if earlier[key] != now[key]]
+        # An earlier version did not write the keys that came later, and did what their defaults say.
+        earlier = {**EvalConfig().model_dump(mode="json"), **about["config"]["eval"]}
+        now = self.config.eval.model_dump(mode="json")
+        keys = ("final", "limit", "temperatures", "samples_per_prompt")
+        changed = [f"eval.{key}" for key in keys if earlier[key] != now[key]]
         if changed:
             logging.getLogger(__name__).warning(
                 "the evaluation before training had another %s: the closing table leaves it out", ", ".join(changed)
@@ -158,7 +162,7 @@ class _Judge:
 
     def headline(self, step: int) -> Mapping[str, float]:
         """The headline metric by decoding, for the metrics file."""
-        result = self._evaluate(None, 0, None)
+        result = self._evaluate(teacher=None, samples_per_prompt=1, bootstrap=0, progress=None)
         if step < self.config.train.steps:  # the last step's are the full evaluation's
             self._mark(step)
         return {f"{row.metric} {row.decoding}": row.value for row in result.rows if row.value is not None}
@@ -193,7 +197,9 @@ class _Judge:
         if self.marker is not None:
             marks.save(self.marker.mark(), self.config.output, step)
 
-    def _evaluate(self, teacher: Any, bootstrap: int, progress: Callable[[int, int], None] | None) -> Evaluation:
+    def _evaluate(
+        self, *, teacher: Any, samples_per_prompt: int, bootstrap: int, progress: Callable[[int, int], None] | None
+    ) -> Evaluation:
         return evaluate(
             self.parts.student.model,
             self.task,
@@ -202,6 +208,7 @@ class _Judge:
             max_new_tokens=sampling_of(self.config, self.task).max_new_tokens,
             seed=self.config.seed,
             batch_rows=self.config.eval.batch_rows,
+            samples_per_prompt=samples_per_prompt,
             bootstrap=bootstrap,
             teacher=teacher.model if isinstance(teacher, LocalTeacher) else None,
             progress=progress,
@@ -213,10 +220,17 @@ def _show_samples(before: Evaluation | None, after: Evaluation, console: Console
     table = Table(title="samples", show_lines=True)
     for name in ("prompt", "before", "after"):
         table.add_column(name, overflow="fold")
-    for i, completion in enumerate(after.completions[:count]):
-        earlier = before.completions[i].text if before is not None else "-"
-        table.add_row(Text(completion.prompt, style="dim"), Text(earlier), Text(completion.text))
+    earlier = {each.prompt_id: each.text for each in _first_samples(before)} if before is not None else {}
+    for completion in _first_samples(after)[:count]:
+        old = earlier.get(completion.prompt_id, "-")
+        table.add_row(Text(completion.prompt, style="dim"), Text(old), Text(completion.text))
     console.print(table)
+
+
+def _first_samples(evaluation: Evaluation) -> list[Completion]:
+    """One completion of each example, in the first decoding setting."""
+    first = evaluation.rows[0].decoding
+    return [each for each in evaluation.completions if each.decoding == first and each.sample == 0]
 
 
 def _summary(

@@ -61,6 +61,7 @@ def test_several_samples_a_prompt(make_model, prompts, task) -> None:
     assert [row.samples_per_prompt for row in found.rows] == [1, 4]
     sampled = [completion for completion in found.completions if completion.decoding == "T=1"]
     assert [(c.prompt_id, c.sample) for c in sampled] == [(i, s) for i in range(6) for s in range(4)]
+    assert [c.reference for c in sampled] == [f"w{i} w{i + 1}" for i in range(6) for _ in range(4)]
     counts = [sum(f"w{i}" in c.text.split() for c in sampled if c.prompt_id == i) for i in range(6)]
     assert 0 < sum(counts) < 24
     row = found.row("T=1")
@@ -108,6 +109,7 @@ def test_teacher_block(make_model, prompts, task) -> None:
     assert found.divergence["T=1"].tokens == sum(c.tokens for c in found.completions if c.decoding == "T=1")
     unlabelled = [replace(prompt, reference_ids=None) for prompt in prompts]
     itself = evaluate(student, task, unlabelled, temperatures=(1.0,), bootstrap=0, teacher=student)
+    assert {completion.reference for completion in itself.completions} == {None}
     assert set(itself.divergence) == {"T=1"}
     assert itself.divergence["T=1"].forward_kl.value == pytest.approx(0.0, abs=1e-6)
 

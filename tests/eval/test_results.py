@@ -60,7 +60,7 @@ def test_saved_files_hold_everything_once(evaluation, tmp_path) -> None:
 
 
 def test_what_is_saved_is_read_back(evaluation, tmp_path) -> None:
-    odd = dataclasses.replace(evaluation.completions[0], text="a\u2028b\r\nc", mark=None)
+    odd = dataclasses.replace(evaluation.completions[0], text="a\u2028b\r\nc", mark=None, reference="ä\u2029")
     evaluation = dataclasses.replace(evaluation, completions=(*evaluation.completions, odd))
     assert read(tmp_path) is None
     save(evaluation, tmp_path, {"config": {"seed": 3}})
@@ -68,6 +68,17 @@ def test_what_is_saved_is_read_back(evaluation, tmp_path) -> None:
     assert found is not None
     assert found[0] == evaluation
     assert found[1]["config"] == {"seed": 3}
+
+
+def test_files_of_a_version_without_references_are_read(evaluation, tmp_path) -> None:
+    save(evaluation, tmp_path, {})
+    path = tmp_path / "completions.jsonl"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content.pop("reference") is None
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    found = read(tmp_path)
+    assert found is not None
+    assert found[0] == evaluation
 
 
 def test_row_by_label(evaluation) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,36 @@ HOSTILE = "<b>&amp;</b></script><script>alert(1)</script>\n\t\x07\x00 end"
 
 
 def row(decoding: str, value: float, self_bleu: float | None = None) -> Row:
-    """A row of 4 examples with an interval of one point to either side."""
+    """A row of 4 examples with an interval of one point to either side; with a Self-BLEU, of two samples each."""
     interval = Interval(value - 1, value + 1)
     finish = {"stop": 1.0, "length": 0.0}
-    return Row(decoding, 4, 1, "accuracy", value, interval, {"accuracy": value}, {}, 3.0, finish, self_bleu, None, 1.5)
+    samples, pass_at_k, distinct_2 = (1, {}, None) if self_bleu is None else (2, {1: value, 2: value + 1}, 0.5)
+    return Row(
+        decoding, 4, samples, "accuracy", value, interval, {"accuracy": value}, pass_at_k, 3.0, finish, self_bleu, distinct_2, 1.5
+    )  # fmt: skip
 
 
-def evaluation(greedy: float, sampled: float, kl: float, prompt: str = "2 + 3 =") -> Evaluation:
-    """Two rows, a completion of each, and the distance from the teacher."""
+def evaluation(rows: Sequence[Row], kl: float, prompt: str = "2 + 3 =", reference: str | None = None) -> Evaluation:
+    """These rows, the completions of one example, and the distance from the teacher."""
     estimate = Estimate(kl, Interval(kl - 0.25, kl + 0.25))
     divergence = TeacherDivergence(estimate, Estimate(2 * kl, None), *[estimate] * 4, sequences=4, tokens=12)
     completions = tuple(
-        Completion(label, 7, 0, prompt, f"{label} says {value}", 3, "stop", float(value > 50))
-        for label, value in (("greedy", greedy), ("T=1", sampled))
-    )
-    rows = (row("greedy", greedy, 90.0), row("T=1", sampled, 40.0))
-    return Evaluation("tiny", "sums", rows, completions, {"greedy": divergence, "T=1": divergence})
+        Completion(
+            each.decoding, 7, sample, prompt, f"{each.decoding} says {each.value}" + " again" * sample, 3, "stop",
+            float((each.value or 0) > 50), reference,
+        )
+        for each in rows
+        for sample in range(each.samples_per_prompt)
+    )  # fmt: skip
+    return Evaluation("tiny", "sums", tuple(rows), completions, {each.decoding: divergence for each in rows})
+
+
+def save_diverse(run: Path) -> None:
+    """Evaluates a run anew: greedy, and two samples a prompt at temperatures 0.5 and 1."""
+    before = (row("greedy", 20.0), row("T=0.5", 15.0, 80.0), row("T=1", 10.0, 40.0))
+    after = (row("greedy", 60.5), row("T=0.5", 50.0, 95.0), row("T=1", 30.25, 60.0))
+    for when, rows in (("before", before), ("after", after)):
+        save(evaluation(rows, 0.5), run / "evaluation" / when, {})
 
 
 def token(text: str, value: float) -> TokenMark:
@@ -60,7 +75,9 @@ def record(step: int, **changes: Any) -> dict[str, Any]:
     return {"step": step, **numbers, "seconds": seconds, **changes}
 
 
-def write_run(folder: Path, *, prompt: str = "2 + 3 =", steps: int = 3, **config: Any) -> Path:
+def write_run(
+    folder: Path, *, prompt: str = "2 + 3 =", steps: int = 3, reference: str | None = "reference 5", **config: Any
+) -> Path:
     """A run of three steps with evaluations and marks before and after."""
     folder.mkdir(parents=True)
     keys = {"student": "tiny-student", "teacher": "tiny-teacher", "output": str(folder), "seed": 5, **config}
@@ -68,14 +85,21 @@ def write_run(folder: Path, *, prompt: str = "2 + 3 =", steps: int = 3, **config
     records = [record(step) for step in range(1, steps + 1)]
     records[1]["evaluation"] = {"accuracy greedy": 33.0, "accuracy T=1": 11.0}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
-    save(evaluation(20.0, 10.0, 0.75, prompt), folder / "evaluation" / "before", {})
-    save(evaluation(60.5, 30.25, 0.5, prompt), folder / "evaluation" / "after", {})
+    for when, greedy, sampled, kl in (("before", 20.0, 10.0, 0.75), ("after", 60.5, 30.25, 0.5)):
+        rows = (row("greedy", greedy), row("T=1", sampled))
+        save(evaluation(rows, kl, prompt, reference), folder / "evaluation" / when, {})
     texts = ("five", " six", "\n", "</s>")
     for step, scale in ((0, 1.0), (steps, 0.5)):
         tokens = [token(text, scale * value) for text, value in zip(texts, (0.02, 0.9, 0.0, 0.3), strict=True)]
         second = dataclasses.replace(sequence(tokens[::-1], prompt_id=8, prompt=prompt), reference=None)
         marks.save([sequence(tokens, prompt=prompt), second], folder, step)
     return folder
+
+
+def without_marks(run: Path) -> Path:
+    """The run as one that marks nothing leaves it, such as SFT."""
+    shutil.rmtree(run / "marks")
+    return run
 
 
 @pytest.fixture

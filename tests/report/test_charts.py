@@ -1,17 +1,22 @@
 import math
+import re
+from importlib import resources
 from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
 from tutelage.report.charts import (
+    SLOTS,
     Moment,
     Point,
     Scale,
     Series,
     Trajectory,
     line_chart,
+    look,
     running_mean,
     stacked_bars,
+    swatch,
     tick_labels,
     ticks,
     trajectory_chart,
@@ -104,6 +109,37 @@ def test_intervals_of_two_series_stand_beside_each_other() -> None:
     svg = draw(Series("a", 0, points), Series("b", 1, points))
     bars = [(e.get("x1"), e.get("y1"), e.get("y2")) for e in of_class(svg, "interval")]
     assert bars == [("60", "192", "12"), ("370", "156", "48"), ("63", "192", "12"), ("373", "156", "48")]
+
+
+def test_intervals_stay_near_their_points_and_in_the_drawing() -> None:
+    # The plane spans 60..370 of 380: eleven points are 31 apart, a quarter of which is 7.75; two are 310 apart.
+    for count, reach in ((11, 7.75), (2, 9)):
+        points = tuple(Point(i, 5, 0, 10) for i in range(count))
+        svg = draw(*(Series(str(slot), slot, points) for slot in range(13)))
+        shifts = [float(e.get("x1", "")) - 60 for e in of_class(svg, "interval")][::count]
+        assert shifts == pytest.approx([reach * slot / 12 for slot in range(13)], abs=0.051)  # rounded to a tenth
+
+
+def test_no_two_of_many_series_look_alike() -> None:
+    points = (Point(0, 1), Point(1, 2))
+    svg = draw(*(Series(str(slot), slot, points) for slot in range(20)))
+    looks = [line.get("class", "").split()[1:] for line in of_class(svg, "line")]
+    assert len({tuple(each) for each in looks}) == 20
+    assert (looks[0], looks[8]) == (["s0", "d0"], ["s0", "d1"])
+    assert {tuple(fromstring(swatch(slot))[0].get("class", "").split()[1:]) for slot in range(20)} == {
+        tuple(each) for each in looks
+    }
+    way = trajectory_chart("KL", [Trajectory("a", 8, (Moment(1, 0, 0), Moment(2, 1, 1)))], x_label="x", y_label="y")
+    assert of_class(fromstring(way), "way")[0].get("class") == "line way s0 d1"
+    assert len({look(slot) for slot in range(64)}) == 64
+
+
+def test_the_style_sheet_has_every_colour_and_dash() -> None:
+    sheet = resources.files("tutelage.report").joinpath("templates/report.css").read_text(encoding="utf-8")
+    colours, dashes = (re.findall(pattern, sheet) for pattern in (r"\.s(\d) \{ --c", r"\.d(\d) \{ --d: ([\d ]+);"))
+    assert colours == [str(slot) for slot in range(SLOTS)]
+    assert [number for number, _ in dashes] == [str(slot) for slot in range(1, SLOTS)]  # d0 is a whole line
+    assert len({dash for _, dash in dashes}) == SLOTS - 1
 
 
 def test_many_points_are_smoothed_and_few_are_not() -> None:

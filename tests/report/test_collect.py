@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.conftest import write_run
+from tests.report.conftest import without_marks, write_run
 from tutelage.errors import UserError
-from tutelage.report.collect import collect, names, prompts_of
+from tutelage.report.collect import collect, references, teacher_texts
 
 
 def test_a_run_is_what_its_folder_holds(run: Path) -> None:
@@ -24,7 +24,22 @@ def test_a_run_is_what_its_folder_holds(run: Path) -> None:
     assert (before.value, after.value) == (10.0, 30.25)
     assert list(found.marks) == [0, 3]
     assert [token.divergence for token in found.marks[3][0].tokens] == [0.01, 0.45, 0.0, 0.15]
-    assert prompts_of([found]) == {7: ("teacher 5", "reference 5"), 8: ("teacher 5", None)}
+    assert teacher_texts(found) == {7: "teacher 5", 8: "teacher 5"}
+    assert references(found) == {7: "reference 5"}
+
+
+def test_references_are_in_the_evaluations_of_runs_without_marks_and_in_the_marks_of_earlier_versions(
+    run: Path,
+) -> None:
+    for path in (run / "evaluation").rglob("completions.jsonl"):
+        path.write_text(path.read_text().replace(', "reference": "reference 5"', ""))
+    (earlier,) = collect([run])
+    assert earlier.after is not None
+    assert {completion.reference for completion in earlier.after.completions} == {None}
+    assert references(earlier) == {7: "reference 5"}
+    (unmarked,) = collect([without_marks(write_run(run / "sft", reference="five"))])
+    assert references(unmarked) == {7: "five"}
+    assert teacher_texts(unmarked) == {}
 
 
 def test_options_of_the_run_come_before_those_of_its_method(tmp_path: Path) -> None:
@@ -39,11 +54,6 @@ def test_a_run_that_only_began(run: Path) -> None:
     (found,) = collect([run])
     assert (found.steps, found.tokens, found.seconds, found.decodings, found.marks) == (0, 0, {}, [], {})
     assert (found.before, found.after) == (None, None)
-
-
-def test_names_are_as_long_as_it_takes() -> None:
-    assert names([Path("/a/x/gkd"), Path("/a/y/gkd")]) == ["x/gkd", "y/gkd"]
-    assert names([Path("/a/gkd"), Path("/a/sft")]) == ["gkd", "sft"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.report.conftest import record, write_run
+import pytest
+
+from tests.report.conftest import evaluation, record, row, save_diverse, write_run
+from tutelage.cli import train_config
+from tutelage.eval.results import Row, save
 from tutelage.report import figures
 from tutelage.report.collect import collect
 
@@ -79,12 +83,39 @@ def test_the_evaluation_runs_from_before_to_after(run: Path) -> None:
 
 
 def test_quality_against_temperature_and_diversity(run: Path) -> None:
-    temperature, bleu, both = figures.quality_figures(collect([run]))
+    save_diverse(run)
+    runs = collect([run])
+    temperature, bleu, both = figures.quality_figures(runs)
+    assert headings([temperature, bleu, both]) == [
+        "Quality against temperature", "Self-BLEU against temperature", "Quality against diversity",
+    ]  # fmt: skip
     assert "gkd before training: first 20, last 10" in temperature.chart
     assert "gkd: first 60.5, last 30.25" in temperature.chart
-    assert "gkd: first 90, last 40" in bleu.chart
-    # By ascending Self-BLEU: sampled, then greedy.
-    assert "gkd: first 30.25, last 60.5" in both.chart
+    # Greedy decoding writes one sample, which has no diversity.
+    assert "gkd before training: first 80, last 40" in bleu.chart
+    assert "gkd: first 95, last 60" in bleu.chart
+    # By ascending Self-BLEU: temperature 1, then 0.5.
+    assert "gkd: first 30.25, last 50" in both.chart
+    assert [figure.chart.count('class="interval') for figure in (temperature, bleu, both)] == [6, 0, 4]
+    assert figures.diversity_hint(runs) == ""
+
+
+@pytest.mark.parametrize(
+    "rows", [[row("greedy", 20.0), row("T=1", 10.0)], [row("greedy", 20.0), row("T=1", 10.0, 40.0)]]
+)
+def test_without_charts_of_diversity_the_page_says_what_gives_them(rows: list[Row], run: Path) -> None:
+    for when in ("before", "after"):
+        save(evaluation(rows, 0.5), run / "evaluation" / when, {})
+    runs = collect([run])
+    assert headings(figures.quality_figures(runs)) == ["Quality against temperature"]
+    assert figures.diversity_hint(runs).endswith("--eval.temperatures 0 0.5 1 --eval.samples-per-prompt 4.")
+
+
+def test_the_hint_spells_options_that_give_the_charts() -> None:
+    options = figures.DIVERSITY_HINT.removesuffix(".").partition("prompt: ")[2].split()
+    config = train_config(["--student", "s", "--teacher", "t", *options])
+    assert config.eval.samples_per_prompt > 1
+    assert sum(temperature > 0 for temperature in config.eval.temperatures) > 1
 
 
 def test_marks_over_training(run: Path) -> None:

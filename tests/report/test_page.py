@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.conftest import HOSTILE, record, write_run
+from tests.report.conftest import HOSTILE, record, save_diverse, without_marks, write_run
 from tutelage.errors import UserError
 from tutelage.report import write_report
 from tutelage.report.collect import collect
-from tutelage.report.page import Answer, headline, printable, render, samples, summary
+from tutelage.report.page import Answer, Sample, headline, printable, render, samples, samples_note, summary
 
 
 class Tags(HTMLParser):
@@ -81,6 +81,26 @@ def test_what_a_run_lacks_is_a_dash_or_no_column(tmp_path: Path, run: Path) -> N
     assert "no evaluation" in headline(collect([bare])[0])
 
 
+def test_self_bleu_is_in_the_summary_where_it_was_measured(run: Path) -> None:
+    save_diverse(run)
+    (only,) = table(run)
+    assert (only["Self-BLEU (T=0.5)"], only["Self-BLEU (T=1)"]) == (("95.0", "80.0"), ("60.0", "40.0"))
+    assert "Self-BLEU (greedy)" not in only
+    assert only["accuracy (T=1)"] == ("30.2 [29.2, 31.2]", "10.0 [9.0, 11.0]")
+
+
+def test_diversity_has_charts_or_a_sentence_on_how_to_have_them(run: Path) -> None:
+    section = re.compile(r'<section id="quality".*?</section>', re.DOTALL)
+    (without,) = section.findall(render(collect([run])))
+    assert "Self-BLEU against temperature" not in without
+    assert "--eval.samples-per-prompt 4" in without
+    save_diverse(run)
+    (diverse,) = section.findall(render(collect([run])))
+    assert "<h3>Self-BLEU against temperature</h3>" in diverse
+    assert "<h3>Quality against diversity</h3>" in diverse
+    assert "--eval.samples-per-prompt" not in diverse
+
+
 def test_headline(run: Path) -> None:
     expected = "Accuracy (greedy) went from 20.0 [19.0, 21.0] to 60.5 [59.5, 61.5] in 3 steps on 300 tokens."
     assert headline(collect([run])[0]) == expected
@@ -95,6 +115,51 @@ def test_samples_beside_reference_and_teacher(run: Path) -> None:
         Answer("before", "greedy says 20.0", "wrong"),
         Answer("after", "greedy says 60.5", "right"),
     ]
+
+
+def test_several_samples_of_a_prompt_make_one_card_with_the_first(run: Path) -> None:
+    save_diverse(run)
+    (sample,) = samples(collect([run]), "T=1")
+    assert [answer.text for answer in sample.students] == ["T=1 says 10.0", "T=1 says 30.25"]
+
+
+def test_a_run_without_marks_shows_its_reference_and_the_note_says_no_more(tmp_path: Path) -> None:
+    run = without_marks(write_run(tmp_path / "sft", method="sft", teacher=None))
+    runs = collect([run])
+    (sample,) = samples(runs, "greedy")
+    assert sample.answers[0] == Answer("reference", "reference 5")
+    assert [answer.writer for answer in sample.answers] == ["reference", "before", "after"]
+    note = "The first held-out example, greedy decoding, beside the reference."
+    assert samples_note([sample], "greedy") == note
+    assert note in render(runs)
+
+
+def test_the_note_says_what_all_cards_or_some_have() -> None:
+    teacher = [Answer("teacher", "5")]
+    whole, bare = Sample(0, "2 + 3 =", "5", teacher, []), Sample(1, "3 + 3 =", None, [], [])
+    first = "The first 2 held-out examples, T=1 decoding"
+    assert samples_note([bare, bare], "T=1") == f"{first}."
+    assert samples_note([whole, whole], "T=1") == f"{first}, beside the reference and the teacher’s own answer."
+    partly = Sample(1, "3 + 3 =", "6", [], [])
+    assert samples_note([whole, partly], "T=1") == (
+        f"{first}, beside the reference and the teacher’s own answer where it was kept."
+    )
+
+
+def test_teachers_that_differ_are_told_apart(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other")
+    for path in (other / "marks").iterdir():
+        path.write_text(path.read_text().replace("teacher 5", "teacher V"))
+    (sample,) = samples(collect([run, other]), "greedy")
+    assert sample.teachers == [Answer("gkd, teacher", "teacher 5"), Answer("other, teacher", "teacher V")]
+    (same,) = samples(collect([run, write_run(tmp_path / "same")]), "greedy")
+    assert same.teachers == [Answer("teacher", "teacher 5")]
+
+
+def test_the_title_names_few_runs_and_counts_many(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / f"run-{i}") for i in range(5)]
+    titles = [re.findall(r"<h1>(.*?)</h1>", render(collect(runs))) for runs in (folders[:1], folders[:2], folders)]
+    assert titles == [["Run run-0"], ["Runs run-0; run-1"], ["5 runs"]]
 
 
 def test_the_page_is_one_file_without_network(run: Path) -> None:

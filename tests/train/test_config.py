@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tutelage.errors import UserError
 from tutelage.train import config_io
 from tutelage.train.config import Config, identity
 
@@ -23,6 +24,7 @@ FREE: list[dict[str, Any]] = [
     {"resume": True},
     {"log.progress": False},
     {"eval.every": 5},
+    {"eval.samples_per_prompt": 4},
     {"train.checkpoint_every": 7},
     {"train.device": "cpu"},
 ]
@@ -46,6 +48,17 @@ def test_identity_ignores_what_cannot_change_the_trajectory(free: dict[str, Any]
 @pytest.mark.parametrize("bound", BOUND)
 def test_identity_holds_what_can(bound: dict[str, Any]) -> None:
     assert identity(config(**bound)) != identity(config())
+
+
+def test_several_samples_need_a_temperature_above_0() -> None:
+    assert config().eval.samples_per_prompt == 1
+    assert config(**{"eval.samples_per_prompt": 4}).eval.samples_per_prompt == 4
+    with pytest.raises(
+        UserError, match=r"eval\.samples_per_prompt=4 needs a temperature above 0.*add one to eval\.temp"
+    ):
+        config(**{"eval.samples_per_prompt": 4, "eval.temperatures": [0.0]})
+    with pytest.raises(UserError, match=r"eval\.samples_per_prompt"):
+        config(**{"eval.samples_per_prompt": 0})
 
 
 def test_teacher_layers_need_no_student() -> None:

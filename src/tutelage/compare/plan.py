@@ -222,6 +222,8 @@ def address(config: Config) -> str:
         "validation": {key: config.model_dump(mode="json")["eval"][key] for key in ("every", "limit", "temperatures")},
         "weights": [fingerprints.of_model(model) for model in (config.student, config.teacher, *config.other_teachers)],
     }
+    if config.eval.samples_per_prompt > 1:
+        content["validation"]["samples_per_prompt"] = config.eval.samples_per_prompt
     files = fingerprints.of_data(config.task) | fingerprints.of_reward(config.rl.reward)
     if files:
         content["files"] = files

@@ -229,6 +229,10 @@ def _mark(
     )
     marks = scores.per_example or [None] * len(texts)
     questions = [decode(prompt.token_ids, skip_special_tokens=True) for prompt in prompts]
+    references = [
+        None if prompt.reference_ids is None else decode(prompt.reference_ids, skip_special_tokens=True)
+        for prompt in prompts
+    ]
     completions = [
         Completion(
             decoding=label,
@@ -239,6 +243,7 @@ def _mark(
             tokens=len(rollout.completion_ids),
             finish_reason=rollout.finish_reason,
             mark=marks[i],
+            reference=references[i // samples],
         )
         for i, rollout in enumerate(rollouts)
     ]

@@ -57,6 +57,7 @@ class Completion:
         tokens: length as generated, end-of-sequence included.
         finish_reason: "stop" (end of sequence, or a stop text) or "length" (token limit).
         mark: the headline metric on this example alone; None for corpus metrics.
+        reference: the ground-truth completion; None where the data has none, and in files of earlier versions.
     """
 
     decoding: str
@@ -67,6 +68,7 @@ class Completion:
     tokens: int
     finish_reason: FinishReason
     mark: float | None
+    reference: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Line charts, trajectories and stacked bars as inline SVG: text stays text, colours come from the page's style sheet.
 
-Series differ by colour and by dash; both hang on the series' slot. Every chart has a title and a description in words
+Series differ by colour and by dash; both hang on the series' slot (`look`). Every chart has a title and a description in words
 for screen readers.
 """
 
@@ -9,19 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from markupsafe import Markup
 
-SLOTS = 8  # colours in the style sheet
+SLOTS = 8  # colours in the style sheet, and as many dashes
 _WIDTH, _HEIGHT = 380, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 10, 12, 38
 _SMOOTH_FROM = 60  # points; fewer are drawn as they are
 _MARKERS_TO = 16
 _FIRST_RADIUS, _LAST_RADIUS = 2.0, 5.0  # pixels, of a trajectory's markers
 _LABEL_CHARACTERS = 6  # of a tick's label; 11 px text of more reaches from the axis to its name
-_DODGE = 3.0  # pixels between the intervals of two series
+_DODGE = 3.0  # pixels between the intervals of two series, at most
 
 
 class Point(NamedTuple):
@@ -144,9 +145,10 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
     ends = [y for point in points for y in (point.y, point.low, point.high) if y is not None and math.isfinite(y)]
     svg = _canvas(title, _describe(series, y_label), _WIDTH, _HEIGHT)
     x, y = _axes(svg, [point.x for point in points], ends, x_label, y_label)
+    dodge = _dodge(series, x)
     for curve in series:
         if curve.points:
-            _curve(svg, curve, x, y)
+            _curve(svg, curve, x, y, dodge)
     return _markup(svg)
 
 
@@ -170,7 +172,7 @@ def trajectory_chart(title: str, trajectories: Sequence[Trajectory], *, x_label:
     for trajectory in drawn:
         colour = f"s{trajectory.slot % SLOTS}"
         points = [Point(moment.x, moment.y) for moment in trajectory.moments]
-        SubElement(svg, "path", {"class": f"line way {colour}", "d": _path(points, x, y)})
+        SubElement(svg, "path", {"class": f"line way {look(trajectory.slot)}", "d": _path(points, x, y)})
         last = max(1, len(points) - 1)
         for place, moment in enumerate(trajectory.moments):
             words = f"{trajectory.label}, step {moment.step:,}: {x_label} {_number(moment.x)}, {y_label} {_number(moment.y)}"
@@ -223,8 +225,13 @@ def stacked_bars(title: str, bars: Mapping[str, Mapping[str, float]], slots: Map
 def swatch(slot: int) -> Markup:
     """A short piece of a series' line, for legends."""
     svg = Element("svg", {"class": "swatch", "viewBox": "0 0 30 10", "aria-hidden": "true"})
-    SubElement(svg, "path", {"class": f"line s{slot % SLOTS}", "d": "M1 5H29"})
+    SubElement(svg, "path", {"class": f"line {look(slot)}", "d": "M1 5H29"})
     return _markup(svg)
+
+
+def look(slot: int) -> str:
+    """The classes of a line's colour and dash: every slot below the square of `SLOTS` has a pair of its own."""
+    return f"s{slot % SLOTS} d{(slot + slot // SLOTS) % SLOTS}"
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -288,18 +295,27 @@ def _grid(
     label.set("transform", f"translate(10 {_px((y.start + y.end) / 2)}) rotate(-90)")
 
 
-def _curve(svg: Element, curve: Series, x: Scale, y: Scale) -> None:
-    colour = f"s{curve.slot % SLOTS}{' hollow' if curve.hollow else ''}"
+def _dodge(series: Sequence[Series], x: Scale) -> float:
+    """Pixels between the intervals of two slots: the last one's stays in the plane's margin, and nearer to its own point than to
+    the next, within a quarter of the way there."""
+    gaps = [x(b.x) - x(a.x) for curve in series for a, b in pairwise(curve.points) if b.x > a.x]
+    reach = min([gap / 4 for gap in gaps] + [_RIGHT - 1])
+    return min(_DODGE, reach / max([1, *(curve.slot for curve in series)]))
+
+
+def _curve(svg: Element, curve: Series, x: Scale, y: Scale, dodge: float) -> None:
+    hollow = " hollow" if curve.hollow else ""
+    colour, line = f"s{curve.slot % SLOTS}{hollow}", f"line {look(curve.slot)}{hollow}"
     points: Sequence[Point] = curve.points
     if len(points) >= _SMOOTH_FROM:
-        SubElement(svg, "path", {"class": f"line faint {colour}", "d": _path(points, x, y)})
+        SubElement(svg, "path", {"class": f"{line} faint", "d": _path(points, x, y)})
         points = running_mean(points, len(points) // 30)
     for point in points:
         if point.low is not None and point.high is not None:
-            across = x(point.x) + _DODGE * curve.slot
+            across = x(point.x) + dodge * curve.slot
             _line(svg, across, y(point.low), across, y(point.high), f"interval {colour}")
     if len(points) > 1:
-        SubElement(svg, "path", {"class": f"line {colour}", "d": _path(points, x, y)})
+        SubElement(svg, "path", {"class": line, "d": _path(points, x, y)})
     if len(points) <= _MARKERS_TO:
         for point in points:
             words = f"{curve.label}, {_number(point.x)}: {_number(point.y)}"

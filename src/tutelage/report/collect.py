@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tutelage.eval import marks
 from tutelage.eval.marks import MarkedSequence
 from tutelage.eval.results import Evaluation, Row
 from tutelage.eval.results import read as read_evaluation
+from tutelage.report.naming import names
 from tutelage.train import config_io
 from tutelage.train.config import Recipe
 from tutelage.train.methods import METHODS
@@ -27,7 +29,7 @@ class RunData:
     """A run as its folder tells it.
 
     Attributes:
-        name: what the report calls it: the end of its path, long enough to tell the runs of one report apart.
+        name: what the report calls it, unlike any other run of the report.
         folder: where it lies.
         config: its configuration.
         divergence: spelling of its divergence; None for the negative log-likelihood.
@@ -95,23 +97,23 @@ def collect(folders: Sequence[Path]) -> list[RunData]:
     return [_read(folder, name) for folder, name in zip(folders, names(resolved), strict=True)]
 
 
-def names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of these different paths that tell them apart: ["seed-0/gkd", "seed-1/gkd"]."""
-    depth = 1
-    while len(found := ["/".join(folder.parts[-depth:]) for folder in folders]) > len(set(found)):
-        depth += 1
-    return found
+def references(run: RunData) -> dict[int, str]:
+    """Prompt id -> the ground-truth completion, as the run's marks and evaluations hold it."""
+    found = [(sequence.prompt_id, sequence.reference) for sequence in _marked(run)]
+    for evaluation in (run.before, run.after):
+        found += [
+            (each.prompt_id, each.reference) for each in (evaluation.completions if evaluation is not None else ())
+        ]
+    return {prompt_id: text for prompt_id, text in found if text is not None}
 
 
-def prompts_of(runs: Sequence[RunData]) -> dict[int, tuple[str | None, str | None]]:
-    """Prompt id -> (the teacher's text, the reference), where the marks of a run hold them."""
-    return {sequence.prompt_id: (sequence.teacher, sequence.reference) for sequence in _sequences(runs)}
+def teacher_texts(run: RunData) -> dict[int, str]:
+    """Prompt id -> what the teacher writes, where the run's marks hold it."""
+    return {sequence.prompt_id: sequence.teacher for sequence in _marked(run) if sequence.teacher is not None}
 
 
-def _sequences(runs: Sequence[RunData]) -> Iterator[MarkedSequence]:
-    for run in runs:
-        for sequences in run.marks.values():
-            yield from sequences
+def _marked(run: RunData) -> Iterator[MarkedSequence]:
+    return chain.from_iterable(run.marks.values())
 
 
 def _read(folder: Path, name: str) -> RunData:

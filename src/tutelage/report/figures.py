@@ -48,6 +48,10 @@ _PHASES = {
     "evaluate": "held-out examples during training",
     "checkpoint": "the state is written to the disk",
 }
+DIVERSITY_HINT = (
+    "Charts of diversity take two sampling temperatures and several samples a prompt: --eval.temperatures 0 0.5 1 "
+    "--eval.samples-per-prompt 4."
+)
 _MOMENTS = 12  # of a trajectory; a step's mean over a few sequences is mostly noise
 
 
@@ -96,13 +100,14 @@ def quality_figures(runs: Sequence[RunData]) -> list[Figure]:
     """Quality and diversity against temperature, and against one another, where the evaluations hold them."""
     metric = next((_metric_name(runs, decoding) for run in runs for decoding in run.decodings), "quality")
     before = "Thin lines and hollow points: before training."
+    samples = "Self-BLEU rises with the number of samples: compare runs with equally many."
     shapes: list[tuple[str, str, Callable[[Row], float | None], Callable[[Row], float | None], str, str]] = [
         ("Quality against temperature", f"{before} Temperature 0 is greedy decoding.", _temperature,
-         lambda row: row.value, "sampling temperature", metric),
-        ("Self-BLEU against temperature", f"{before} Lower: samples of one prompt differ more.", _temperature,
-         lambda row: row.self_bleu, "sampling temperature", "Self-BLEU"),
-        ("Quality against diversity", f"{before} Further left: more diverse; further up: better.",
-         lambda row: row.self_bleu, lambda row: row.value, "Self-BLEU", metric),
+         _quality, "sampling temperature", metric),
+        ("Self-BLEU against temperature", f"{before} Lower: samples of one prompt differ more. {samples}", _temperature,
+         _self_bleu, "sampling temperature", "Self-BLEU"),
+        ("Quality against diversity", f"{before} Further left: more diverse; further up: better. {samples}",
+         _self_bleu, _quality, "Self-BLEU", metric),
     ]  # fmt: skip
     figures = []
     for heading, caption, x, y, x_label, y_label in shapes:
@@ -116,6 +121,13 @@ def quality_figures(runs: Sequence[RunData]) -> list[Figure]:
             chart = line_chart(heading, series, x_label=x_label, y_label=y_label)
             figures.append(Figure(heading, caption, chart))
     return figures
+
+
+def diversity_hint(runs: Sequence[RunData]) -> str:
+    """What gives the charts of diversity; empty where some run has them, or where nothing was evaluated."""
+    evaluations = [each for run in runs for each in (run.before, run.after) if each is not None]
+    drawn = any(sum(row.self_bleu is not None for row in each.rows) > 1 for each in evaluations)
+    return DIVERSITY_HINT if evaluations and not drawn else ""
 
 
 def marks_figure(runs: Sequence[RunData]) -> list[Figure]:
@@ -144,7 +156,8 @@ def reward_figures(runs: Sequence[RunData]) -> list[Figure]:
     for metric in dict.fromkeys(metrics.values()):
         caption = (
             "Up and to the right: the student earns its reward by doing the task. Gaming the reward looks like a path that goes on "
-            "to the right but no further up, or bends down."
+            "to the right but no further up, or bends down. Both are of sequences written for training: without a calculator that the "
+            "evaluation may lend."
         )
         ways = [
             Trajectory(
@@ -246,9 +259,17 @@ def _points(rows: Sequence[Row], x: Callable[[Row], float | None], y: Callable[[
     for row in rows:
         across, up = x(row), y(row)
         if across is not None and up is not None:
-            is_headline = up == row.value and row.interval is not None
-            ends = (row.interval.low, row.interval.high) if is_headline and row.interval else (None, None)
+            ends = (row.interval.low, row.interval.high) if y is _quality and row.interval is not None else (None, None)
             yield Point(across, up, *ends)
+
+
+def _quality(row: Row) -> float | None:
+    """The headline metric."""
+    return row.value
+
+
+def _self_bleu(row: Row) -> float | None:
+    return row.self_bleu
 
 
 def _temperature(row: Row) -> float | None:

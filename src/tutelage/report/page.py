@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from tutelage.eval.results import Completion, Evaluation, metric_name, with_inte
 from tutelage.eval.signals import Estimate, TeacherDivergence
 from tutelage.report import figures
 from tutelage.report.charts import SLOTS, swatch
-from tutelage.report.collect import RunData, collect, prompts_of
+from tutelage.report.collect import RunData, collect, references, teacher_texts
 from tutelage.report.payload import payload, to_script
 
 _SAMPLES = 12
+_NAMED = 4  # runs that the title names
 _DISTANCES = {"forward_kl": "forward KL", "reverse_kl": "reverse KL"}
 
 
@@ -56,11 +57,26 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sample:
-    """One example with everything that was written for it."""
+    """One example with everything that was written for it.
+
+    Attributes:
+        prompt_id, prompt: the example.
+        reference: the ground truth, where a run has kept it.
+        teachers: the teacher's own answer, where a run has kept it; each teacher's, where the runs' differ.
+        students: what the students wrote before and after training.
+    """
 
     prompt_id: int
     prompt: str
-    answers: Sequence[Answer]
+    reference: str | None
+    teachers: Sequence[Answer]
+    students: Sequence[Answer]
+
+    @property
+    def answers(self) -> list[Answer]:
+        """All of them, what the students are measured by first."""
+        models = [Answer("reference", self.reference)] if self.reference is not None else []
+        return [*models, *self.teachers, *self.students]
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Path:
@@ -99,8 +115,9 @@ def render(runs: Sequence[RunData]) -> str:
     environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])
     marked = payload(runs)
     decoding = next((decoding for run in runs for decoding in run.decodings), None)
+    cards = samples(runs, decoding) if decoding is not None else []
     return environment.get_template("report.html").render(
-        title=f"{'Run' if len(runs) == 1 else 'Runs'} {', '.join(run.name for run in runs)}",
+        title=_title(runs),
         version=__version__,
         runs=runs,
         legend=[(run.name, swatch(slot)) for slot, run in enumerate(runs)],
@@ -109,11 +126,12 @@ def render(runs: Sequence[RunData]) -> str:
         curves=[*figures.evaluation_figures(runs), *figures.curve_figures(runs)],
         reward=figures.reward_figures(runs),
         quality=figures.quality_figures(runs),
+        diversity_hint=figures.diversity_hint(runs),
         time=figures.time_figure(runs),
         phases={phase: slot % SLOTS for phase, slot in figures.phases(runs).items()},
         phase_table=figures.phase_table(runs),
-        decoding=decoding,
-        samples=samples(runs, decoding) if decoding is not None else [],
+        samples=cards,
+        samples_note=samples_note(cards, decoding) if decoding is not None else "",
         marked=marked if marked["runs"] else None,
         marks_json=to_script(marked),
         marks_figure=figures.marks_figure(runs),
@@ -152,6 +170,10 @@ def summary(runs: Sequence[RunData]) -> Summary:
             _change(*(with_interval(row.value, row.interval) if row is not None else "–" for row in pair))
             for pair in rows
         ]
+        if any(row is not None and row.self_bleu is not None for pair in rows for row in pair):
+            columns[f"Self-BLEU ({decoding})"] = [
+                _change(*(with_interval(row.self_bleu if row is not None else None) for row in pair)) for pair in rows
+            ]
     for key, label in _DISTANCES.items():
         for writer in _writers(runs):
             columns[f"{label} ({writer})"] = [
@@ -165,7 +187,7 @@ def summary(runs: Sequence[RunData]) -> Summary:
 
 def samples(runs: Sequence[RunData], decoding: str) -> list[Sample]:
     """The first examples, as they stand in the split: nothing is picked."""
-    known = prompts_of(runs)
+    ground_truth = {prompt_id: text for run in runs for prompt_id, text in references(run).items()}
     cards: dict[int, tuple[str, list[Answer]]] = {}
     for run in runs:
         for when, evaluation in (("before", run.before), ("after", run.after)):
@@ -173,13 +195,26 @@ def samples(runs: Sequence[RunData], decoding: str) -> list[Sample]:
             for completion in _first(evaluation, decoding):
                 _, answers = cards.setdefault(completion.prompt_id, (completion.prompt, []))
                 answers.append(Answer(name, completion.text, _mark(completion, evaluation, decoding)))
-    found = []
-    for prompt_id, (prompt, answers) in cards.items():
-        teacher, reference = known.get(prompt_id, (None, None))
-        models = [Answer("reference", reference)] if reference is not None else []
-        models += [Answer("teacher", teacher)] if teacher is not None else []
-        found.append(Sample(prompt_id, prompt, [*models, *answers]))
-    return found
+    teachers = {run.name: teacher_texts(run) for run in runs}
+    return [
+        Sample(prompt_id, prompt, ground_truth.get(prompt_id), _teachers(teachers, prompt_id), answers)
+        for prompt_id, (prompt, answers) in cards.items()
+    ]
+
+
+def samples_note(cards: Sequence[Sample], decoding: str) -> str:
+    """What the cards show, in a sentence."""
+    beside = [
+        words if all(there) else f"{words} where it was kept"
+        for words, there in (
+            ("the reference", [card.reference is not None for card in cards]),
+            ("the teacher’s own answer", [bool(card.teachers) for card in cards]),
+        )
+        if any(there)
+    ]
+    examples = "The first held-out example" if len(cards) == 1 else f"The first {len(cards)} held-out examples"
+    seen = f"{examples}, {decoding} decoding"
+    return f"{seen}, beside {' and '.join(beside)}." if beside else f"{seen}."
 
 
 def printable(text: str) -> str:
@@ -191,6 +226,20 @@ def printable(text: str) -> str:
 def configuration(run: RunData) -> str:
     """The run's config.yaml, as it stands in its folder."""
     return (run.folder / "config.yaml").read_text(encoding="utf-8")
+
+
+def _title(runs: Sequence[RunData]) -> str:
+    if len(runs) == 1:
+        return f"Run {runs[0].name}"
+    return f"Runs {'; '.join(run.name for run in runs)}" if len(runs) <= _NAMED else f"{len(runs)} runs"
+
+
+def _teachers(texts: Mapping[str, Mapping[int, str]], prompt_id: int) -> list[Answer]:
+    """The teacher's text for a prompt; each with its run where the teachers of the runs write different ones."""
+    found = {name: several[prompt_id] for name, several in texts.items() if prompt_id in several}
+    if len(set(found.values())) > 1:
+        return [Answer(f"{name}, teacher", text) for name, text in found.items()]
+    return [Answer("teacher", text) for text in set(found.values())]
 
 
 def _change(before: str, after: str) -> Cell:

@@ -144,6 +144,9 @@ class EvalConfig(Section):
     """Examples evaluated; None: all."""
     temperatures: tuple[float, ...] = (0.0, 1.0)
     """0: greedy; others: sampling."""
+    samples_per_prompt: int = Field(1, ge=1)
+    """Completions of each prompt at temperatures above 0, before the first step and after the last; several give pass@k and Self-BLEU,
+    and at two such temperatures the report's charts of diversity."""
     batch_rows: int = Field(64, ge=1)
     """Rows generated at a time."""
     bootstrap: int = Field(1000, ge=0)
@@ -236,6 +239,11 @@ class Config(Recipe):
             raise UserError(
                 f"task.train_fraction_seed={self.task.train_fraction_seed} draws a share of the training examples, but "
                 "task.train_fraction is 1, all of them; set it below 1, or drop the seed"
+            )
+        if self.eval.samples_per_prompt > 1 and not any(self.eval.temperatures):
+            raise UserError(
+                f"eval.samples_per_prompt={self.eval.samples_per_prompt} needs a temperature above 0: greedy decoding writes the same "
+                "text every time; add one to eval.temperatures"
             )
         init = self.student_model.init
         if init == "teacher_layers" and self.student_model.layers is None:
