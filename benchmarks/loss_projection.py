@@ -35,20 +35,20 @@ def measure(tokens: int, hidden: int, vocabulary: int, repetitions: int) -> dict
     out = torch.empty(tokens, vocabulary)
     forms = (PLAIN, *MEGABYTES)
     runs: dict[int | str, list[float]] = {form: [] for form in forms}
-    used = base._BLOCK_BYTES
+    used = base.BLOCK_BYTES
     try:
         for repetition in range(1 + repetitions):
             for form in forms:
                 started = time.perf_counter()
                 if isinstance(form, int):
-                    base._BLOCK_BYTES = form * 2**20
+                    base.BLOCK_BYTES = form * 2**20
                     base.project_in_blocks(states, weight, None, out)
                 else:
                     torch.mm(states, weight.T, out=out)
                 if repetition:
                     runs[form].append(time.perf_counter() - started)
     finally:
-        base._BLOCK_BYTES = used
+        base.BLOCK_BYTES = used
     return {str(form): machine.spread(seconds) for form, seconds in runs.items()}
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     """The command line."""
     options = machine.options(__doc__, repetitions=7)
     torch.set_num_threads(options.threads)
-    table = Table(box=SIMPLE, title=f"GFLOP/s at the median; the library's blocks have {base._BLOCK_BYTES // 2**20} MB")
+    table = Table(box=SIMPLE, title=f"GFLOP/s at the median; the library's blocks have {base.BLOCK_BYTES // 2**20} MB")
     for heading in ("tokens, hidden, vocabulary", PLAIN, *(f"{size} MB" for size in MEGABYTES)):
         table.add_column(heading, justify="right")
     cases = []

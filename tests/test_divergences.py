@@ -25,6 +25,7 @@ SPELLINGS = [
     "adaptive_kl(0.5)",
 ]
 BOUNDED = [s for s in SPELLINGS if s not in ("forward_kl", "reverse_kl", "adaptive_kl(0.5)")]
+LIMIT_BETAS = [1e-5, 1e-3, 0.01, 0.5, 0.99, 0.999]
 P = torch.tensor([0.6, 0.35, 0.05], dtype=torch.float64).log()
 Q = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
 LEFT = torch.tensor([0.0, -math.inf], dtype=torch.float64)
@@ -73,6 +74,87 @@ def test_jsd_limits_are_the_two_kls():
     assert (d.jsd(P, Q, 1 - 1e-7) / 1e-7).item() == pytest.approx(d.reverse_kl(P, Q).item(), abs=1e-5)
     assert d.jsd(P, Q, 1e-7, rescale=True).item() == pytest.approx(d.forward_kl(P, Q).item(), abs=1e-5)
     assert d.jsd(P, Q, 1 - 1e-7, rescale=True).item() == pytest.approx(d.reverse_kl(P, Q).item(), abs=1e-5)
+
+
+def equation_1(teacher, student, beta):
+    """b KL(P||M) + (1-b) KL(Q||M) divided by b(1-b); values and derivative in the student's log-probabilities."""
+    leaf = student.clone().requires_grad_()
+    values = d.jsd(teacher, leaf, beta) / (beta * (1 - beta))
+    return values.detach(), *torch.autograd.grad(values.sum(), leaf)
+
+
+def in_logits(gradient, student_logp):
+    return gradient - student_logp.exp() * gradient.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("distance", [3e-3, 0.03, 3.0])
+@pytest.mark.parametrize("beta", LIMIT_BETAS)
+def test_rescaled_jsd_near_its_limits_in_float32(beta, distance):
+    """Values to 2e-6 or 1e-9, gradients to 1e-4 (Euclidean norm); Equation 1 in float32 is off by 20% of a gradient."""
+    teacher_logits = random_logp(24, 2000, seed=5, spread=1.0)
+    student_logits = teacher_logits + distance * random_logp(24, 2000, seed=6, spread=1.0)
+    teacher, student = (x.float().double().log_softmax(-1) for x in (teacher_logits, student_logits))
+    exact, exact_gradient = equation_1(teacher, student, beta)
+    rounded = [d.Distribution.of_logits_(x.float()) for x in (teacher_logits, student_logits)]
+    values, gradient = d.parse(f"jsd({beta}, rescale)").score(*rounded)
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values.double(), exact, rtol=2e-6, atol=1e-9)
+    wanted = in_logits(exact_gradient, student)
+    assert (in_logits(gradient, rounded[1].logp).double() - wanted).norm() < 1e-4 * wanted.norm()
+    # What a pass without gradients and autograd take.
+    leaf = rounded[1].logp.clone().requires_grad_()
+    values = d.jsd(rounded[0].logp, leaf, beta, rescale=True)
+    (gradient,) = torch.autograd.grad(values.sum(), leaf)
+    torch.testing.assert_close(values.detach().double(), exact, rtol=4e-6, atol=1e-9)
+    assert (in_logits(gradient, leaf.detach()).double() - wanted).norm() < 1e-3 * wanted.norm()
+
+
+@pytest.mark.parametrize("beta", LIMIT_BETAS)
+def test_rescaled_jsd_of_all_but_equal_models_is_not_negative(beta):
+    """Logits that differ in their last digit: a divergence of 1e-14, of which float32 shows 1e-9 at most."""
+    logits = random_logp(24, 2000, seed=5).float()
+    moved = torch.nextafter(logits, torch.zeros(()))
+    teacher, student = d.Distribution.of_logits_(logits.clone()), d.Distribution.of_logits_(moved)
+    values, _ = d.parse(f"jsd({beta}, rescale)").score(teacher, student)
+    assert values.min() > -1e-9
+    assert values.max() < 1e-9
+    values, gradient = d.parse(f"jsd({beta}, rescale)").score(teacher, teacher)
+    assert values.abs().max() == 0
+    assert gradient.abs().max() == 0
+
+
+@pytest.mark.parametrize(("beta", "limit"), [(1e-5, "forward_kl"), (1 - 1e-5, "reverse_kl")])
+def test_limits_of_the_rescaled_jsd_in_float32(beta, limit):
+    """The KLs, in float64, are 1e-5 times a divergence away."""
+    teacher, student = random_logp(8, 500, seed=1, spread=1.0), random_logp(8, 500, seed=2, spread=1.0)
+    values, gradient = score(f"jsd({beta}, rescale)", teacher.float(), student.float())
+    kl, kl_gradient = score(limit, teacher, student)
+    torch.testing.assert_close(values.double(), kl, rtol=1e-4, atol=0)
+    wanted = in_logits(kl_gradient, student)
+    assert (in_logits(gradient.double(), student) - wanted).norm() < 2e-4 * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beta", LIMIT_BETAS)
+def test_rescaled_jsd_of_tokens_that_one_or_neither_can_say(beta, dtype):
+    """-inf for the teacher, for the student, for both; then log-probabilities so far apart that expm1 would overflow."""
+    teacher = torch.tensor([[0.5, 0.0, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=dtype).log()
+    student = torch.tensor([[0.2, 0.8, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]], dtype=dtype).log()
+    far = -1e3 if dtype == torch.float64 else -95.0
+    teacher, student = (
+        torch.cat([teacher, teacher[1:].clamp(min=far)]),
+        torch.cat([student, student[1:].clamp(min=far)]),
+    )
+    exact, exact_gradient = equation_1(teacher.double(), student.double(), beta)
+    apart = -math.log(beta) / (1 - beta) - math.log1p(-beta) / beta
+    assert exact[1:].tolist() == pytest.approx([apart] * 2, rel=1e-9)
+    values, gradient = score(f"jsd({beta}, rescale)", teacher, student)
+    torch.testing.assert_close(values.double(), exact, rtol=1e-5 if dtype == torch.float32 else 1e-9, atol=0)
+    wanted = in_logits(exact_gradient, student.double())
+    torch.testing.assert_close(in_logits(gradient.double(), student.double()), wanted, rtol=1e-5, atol=1e-6)
+    leaf = student.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(d.jsd(teacher, leaf, beta, rescale=True).sum(), leaf)
+    torch.testing.assert_close(in_logits(gradient.double(), student.double()), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.37, 0.5])

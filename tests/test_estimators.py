@@ -71,11 +71,20 @@ def test_tail_logp_is_what_is_left():
     assert tail.tolist() == pytest.approx([math.log(0.2), math.log(0.7)], rel=1e-6)
 
 
-def test_tail_logp_of_the_whole_vocabulary_and_of_a_sum_rounded_to_one():
+def test_tail_logp_of_the_whole_vocabulary():
     assert estimators.tail_logp(P.log(), vocab_size=4).item() == -math.inf
-    almost = torch.tensor([0.0, -40.0])  # float32: the sum is 1 + 4e-18
-    assert estimators.tail_logp(almost, vocab_size=9).item() == -math.inf
     assert estimators.tail_logp(torch.empty(0, 3), vocab_size=9).shape == (0,)
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 2**-23), (torch.float64, 2**-52)])
+def test_tail_logp_of_a_sum_rounded_to_one_is_the_rounding(dtype, unit):
+    """Sums of 1 + 2e-9, 1 + 4e-18 (in float64 exactly 1) and 1 + 9e-5, which K roundings may make; then one below 1."""
+    above = torch.tensor([[0.0, -20.0], [0.0, -40.0], [0.0, math.log(9e-5)]], dtype=dtype)
+    assert estimators.tail_logp(above, vocab_size=9).tolist() == pytest.approx([math.log(unit)] * 3, rel=1e-6)
+    assert estimators.tail_logp(above[:, :1] - 1e-30, vocab_size=9).tolist() == pytest.approx([math.log(unit)] * 3)
+    below = torch.tensor([math.log1p(-3e-7 - 2e-9), -20.0], dtype=dtype)
+    exact = 1 - sum(math.exp(x) for x in below.tolist())
+    assert estimators.tail_logp(below, vocab_size=9).item() == pytest.approx(math.log(exact), rel=1e-6)
 
 
 @pytest.mark.parametrize("logp", [[-0.1, -1.0], [0.0, math.log(1e-3)], [math.nan, -1.0]])

@@ -146,9 +146,28 @@ def jsd(teacher_logp: Tensor, student_logp: Tensor, beta: float, rescale: bool =
     Source: Agarwal et al., ICLR 2024 (arXiv 2306.13649), Eq. 1.
     """
     _check_parameter("jsd", "beta", beta)
+    if rescale:
+        terms = _rescaled_jsd_terms(Distribution.of(teacher_logp), Distribution.of(student_logp), beta)
+        return torch.add(*terms).sum(-1)
     mixture_logp = log_mixture(teacher_logp, student_logp, beta)
-    value = beta * _kl(teacher_logp, mixture_logp) + (1 - beta) * _kl(student_logp, mixture_logp)
-    return value / (beta * (1 - beta)) if rescale else value
+    return beta * _kl(teacher_logp, mixture_logp) + (1 - beta) * _kl(student_logp, mixture_logp)
+
+
+def _rescaled_jsd_terms(teacher: Distribution, student: Distribution, beta: float) -> tuple[Tensor, Tensor]:
+    """p log(p/m) / (1-b) and q log(q/m) / b, [..., V] each; up to rounding their sum is >= 0 token by token.
+
+    Dividing by a small b magnifies the rounding of log m. So both logs come from g = log p/q, m/q being 1 + b expm1(g).
+    """
+    if beta > 0.5:
+        return _rescaled_jsd_terms(student, teacher, 1 - beta)[::-1]
+    # expm1 overflows at 88 (float32). Past 79, log p/m has reached its limit -log b and q < 1e-34 p leaves nothing of the
+    # other term; below -79 it is log m/q that has reached its limit, and p that is as good as 0.
+    most = 0.9 * math.log(torch.finfo(student.p.dtype).max)
+    gap = (teacher.logp - student.logp).clamp(-most, most)
+    if bool(gap.sum().isnan()):  # rare, see `expect`, and mostly inf - inf
+        gap = gap.masked_fill((teacher.p == 0) & (student.p == 0), 0.0)
+    log_mq = torch.log1p(torch.expm1(gap) * beta)
+    return (gap - log_mq) * teacher.p / (1 - beta), log_mq * student.p / -beta
 
 
 def total_variation(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
@@ -238,17 +257,18 @@ def _reverse_kl_score(teacher: Distribution, student: Distribution) -> tuple[Ten
     return value, log_ratio.add_(student.p)  # q (log q/p + 1)
 
 
-def _jsd_score(
-    teacher: Distribution, student: Distribution, *, beta: float, rescale: bool = False
-) -> tuple[Tensor, Tensor]:
+def _jsd_score(teacher: Distribution, student: Distribution, *, beta: float) -> tuple[Tensor, Tensor]:
     mixture_logp = _log_mixture(teacher, student, beta)
     teacher_value = expect(teacher.p, teacher.logp - mixture_logp)
     gradient = torch.sub(student.logp, mixture_logp, out=mixture_logp)
-    student_value = expect_(student.p, gradient)
-    factor = 1 / (beta * (1 - beta)) if rescale else 1.0
-    value = (beta * teacher_value + (1 - beta) * student_value) * factor
+    value = beta * teacher_value + (1 - beta) * expect_(student.p, gradient)
     # The derivatives through M cancel: what is left is (1-b) q log q/m.
-    return value, gradient.mul_((1 - beta) * factor)
+    return value, gradient.mul_(1 - beta)
+
+
+def _rescaled_jsd_score(teacher: Distribution, student: Distribution, *, beta: float) -> tuple[Tensor, Tensor]:
+    from_teacher, from_student = _rescaled_jsd_terms(teacher, student, beta)
+    return from_teacher.add_(from_student).sum(-1), from_student  # the derivative as in `_jsd_score`
 
 
 def _total_variation_score(teacher: Distribution, student: Distribution) -> tuple[Tensor, Tensor]:
@@ -302,11 +322,8 @@ def _check_parameter(family: str, name: str, value: float) -> None:
 
 def _build_jsd(beta: float, rescale: bool = False) -> Divergence:
     _check_parameter("jsd", "beta", beta)
-    return Divergence(
-        f"jsd({beta}, rescale)" if rescale else f"jsd({beta})",
-        partial(jsd, beta=beta, rescale=rescale),
-        partial(_jsd_score, beta=beta, rescale=rescale),
-    )
+    name, score = (f"jsd({beta}, rescale)", _rescaled_jsd_score) if rescale else (f"jsd({beta})", _jsd_score)
+    return Divergence(name, partial(jsd, beta=beta, rescale=rescale), partial(score, beta=beta))
 
 
 class _Family(NamedTuple):
@@ -348,14 +365,9 @@ _SPELLING = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*")
 
 
 def register(name: str, fn: DivergenceFn) -> Divergence:
-    """Makes `fn` available to `parse` under `name`; its derivative comes from autograd.
+    """Makes `fn` [..., V], [..., V] -> [...] available to `parse` under `name`; its derivative comes from autograd.
 
-    Args:
-        name: an identifier that is not taken.
-        fn: (teacher_logp [..., V], student_logp [..., V]) -> [...]; another shape is a UserError where it is evaluated.
-
-    Raises:
-        UserError: the name is taken or is not an identifier.
+    Raises UserError when the name is taken or not an identifier; of another shape, `fn` does where it is evaluated.
     """
     if not name.isidentifier() or name in _FAMILIES:
         raise UserError(f"divergence name {name!r} is taken or not an identifier; register it under another name")
@@ -367,17 +379,15 @@ def register(name: str, fn: DivergenceFn) -> Divergence:
 def parse(spelling: str | Divergence) -> Divergence:
     """The divergence of a spelling: "forward_kl", "jsd(0.9)", "jsd(0.9, rescale)", "skew_reverse_kl(0.1)", ...
 
-    `str(parse(s))` spells the same divergence. A `Divergence` is returned as it is.
-
-    Raises:
-        UserError: unknown name, wrong arguments, or a parameter out of range.
+    `str(parse(s))` spells the same one. Raises UserError for an unknown name, wrong arguments, or one out of range.
     """
     if isinstance(spelling, Divergence):
         return spelling
     match = _SPELLING.fullmatch(spelling)
     name = match[1] if match else spelling
     if match is None or name not in _FAMILIES:
-        raise UserError(_unknown(spelling, name))
+        usage = {known: family.usage for known, family in _FAMILIES.items()}
+        raise UserError(f"unknown divergence {spelling!r}; {nearest(name, _FAMILIES, usage)}")
     family = _FAMILIES[name]
     words = [word.strip() for word in match[2].split(",")] if match[2] else []
     flags = [word for word in words if word in family.flags]
@@ -388,8 +398,3 @@ def parse(spelling: str | Divergence) -> Divergence:
     if len(numbers) not in family.numbers or len(flags) > len(set(flags)):
         raise UserError(f"divergence {spelling!r} has the wrong arguments; write it as {family.usage}")
     return family.build(*numbers, **dict.fromkeys(flags, True))
-
-
-def _unknown(spelling: str, name: str) -> str:
-    usage = {known: family.usage for known, family in _FAMILIES.items()}
-    return f"unknown divergence {spelling!r}; {nearest(name, _FAMILIES, usage)}"

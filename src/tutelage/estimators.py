@@ -62,8 +62,11 @@ def log1mexp(x: Tensor) -> Tensor:
 def tail_logp(logp: Tensor, vocab_size: int) -> Tensor:
     """Log of the mass that K log-probabilities leave to all other tokens: [..., K] -> [...], in the dtype of `logp`.
 
-    For teachers that report their top tokens only. Computed in float64; a sum that is 1 up to the rounding of `logp`
-    leaves -inf. Where the teacher's logits are at hand, `fused.teacher_topk` is more accurate: 1 - sum cancels.
+    For teachers that report their top tokens only. Computed in float64. What is left of a sum within one unit in the last
+    place of 1, or above it by rounding, is not known from `logp`, but is not 0: a softmax gives every token some probability.
+    The tail then has that unit (1.2e-7 in float32), the least that `logp` can tell from 0; without it a divergence from the
+    teacher's tail to the student's would be infinite. -inf, no tail at all, is the answer at K = V only. Where the teacher's
+    logits are at hand, `fused.teacher_topk` is more accurate: 1 - sum cancels.
 
     Args:
         logp: [..., K], of distinct tokens.
@@ -85,7 +88,8 @@ def tail_logp(logp: Tensor, vocab_size: int) -> Tensor:
         )
     if logp.shape[-1] == vocab_size:
         return torch.full_like(total, -math.inf, dtype=logp.dtype)
-    return log1mexp(total.masked_fill(total > 0, 0.0)).to(logp.dtype)
+    unit = math.log(torch.finfo(logp.dtype).eps)
+    return log1mexp(total.clamp(max=0.0)).clamp(min=unit).to(logp.dtype)
 
 
 # --- sampled tokens ---------------------------------------------------------------------------------------------------

@@ -22,12 +22,12 @@ def test_every_form_is_measured_and_written(monkeypatch: pytest.MonkeyPatch, tmp
         monkeypatch.setattr(script, name, value)
     seen = []
     blocks = base.project_in_blocks
-    monkeypatch.setattr(base, "project_in_blocks", lambda *a: seen.append(base._BLOCK_BYTES // 2**20) or blocks(*a))
-    before = base._BLOCK_BYTES
+    monkeypatch.setattr(base, "project_in_blocks", lambda *a: seen.append(base.BLOCK_BYTES // 2**20) or blocks(*a))
+    before = base.BLOCK_BYTES
     monkeypatch.setattr("sys.argv", ["/somewhere/loss_projection.py", "--repetitions", "3", "--threads", "1"])
     script.main()
     assert seen == [1, 2] * 4  # a turn to warm up, then three
-    assert before == base._BLOCK_BYTES
+    assert before == base.BLOCK_BYTES
     record = json.loads((tmp_path / "projection.json").read_text())
     assert record["command"] == "python benchmarks/loss_projection.py --repetitions 3 --threads 1"
     assert record["settings"] == {"repetitions": 3, "threads": 1, "dtype": "float32"}

@@ -65,7 +65,7 @@ DIVERGENCES = [*(divergences.parse(name) for name in FORMULAS if name != HELLING
 F_DIVERGENCES = [d for d in DIVERGENCES if d.name != "adaptive_kl(0.5)"]  # its weights depend on the outcomes
 SAMPLED = [d for d in DIVERGENCES if d.name in ("forward_kl", "reverse_kl")]
 PAIRS = [(d, signal) for d in DIVERGENCES for signal in ("hidden", 1, 3, 7)] + [(d, "sampled") for d in SAMPLED]
-TWO_TOKENS = 2 * 2 * VOCAB * 16  # bytes; chunks and tiles of one or two tokens
+TWO_TOKENS = 2 * VOCAB * 16 + 13 * VOCAB * 8  # bytes: two float64 projections of two tokens, and a tile of one
 
 
 def random(*shape, seed):

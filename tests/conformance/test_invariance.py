@@ -1,4 +1,4 @@
-"""How a batch is cut, ordered and padded cannot change its loss or its gradient: all families, all normalisations."""
+"""How a batch is cut, ordered and padded cannot change its loss or its gradient: all families, signals, normalisations."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.conformance import test_enumeration as enumeration
 from tests.conftest import EOS, FAMILIES, build_model, fixed_rollouts
 from tutelage import divergences
 from tutelage.data.batching import collate, micro_batches, token_weights
@@ -15,6 +16,8 @@ from tutelage.teacher.local import LocalTeacher
 
 LOSSES = [None, "jsd(0.5)", "forward_kl", "reverse_kl", "total_variation"]  # None: negative log-likelihood
 SETTINGS = [*((loss, "sequence") for loss in LOSSES), (None, "token"), ("jsd(0.5)", "token")]
+SIGNALS = {k: f"topk({k})" for k in (1, 3)} | {enumeration.VOCAB: "topk(64)"}  # the models' whole vocabulary
+PAIRS = [(divergence, SIGNALS.get(signal, signal)) for divergence, signal in enumeration.PAIRS]
 HUGE = 10**6
 
 pytestmark = pytest.mark.usefixtures("exact")
@@ -45,11 +48,11 @@ def widened(micro, extra):
     )
 
 
-def gradient(family, spelling, micros):
+def gradient(family, divergence, micros, signal="hidden"):
     """Total loss and gradient (all parameters in one vector) of these micro-batches."""
     model, teacher = models(family)
-    student = Student(model, None if spelling is None else divergences.parse(spelling))
-    scorer = None if spelling is None else LocalTeacher(teacher)
+    student = Student(model, None if divergence is None else divergences.parse(divergence))
+    scorer = None if divergence is None else LocalTeacher(teacher, signal)
     student.zero_grad()
     total = 0.0
     for micro in micros:
@@ -65,14 +68,11 @@ def assert_same(result, expected):
     assert torch.allclose(result[1], expected[1], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("spelling", "normalisation"), SETTINGS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_cut_order_and_padding_change_nothing(family, spelling, normalisation):
+def assert_cut_order_and_padding_change_nothing(family, divergence, normalisation, rollouts, signal="hidden"):
     model, _ = models(family)
-    rollouts = fixed_rollouts()
     weights = token_weights(rollouts, normalisation)
     whole = [collate(rollouts, weights, model)]
-    expected = gradient(family, spelling, whole)
+    expected = gradient(family, divergence, whole, signal)
 
     by_row = micro_batches(rollouts, weights, model, token_budget=1)
     some = micro_batches(rollouts, weights, model, token_budget=20)
@@ -82,7 +82,20 @@ def test_cut_order_and_padding_change_nothing(family, spelling, normalisation):
     shuffled = [rollouts[i] for i in order]
     permuted = [collate(shuffled, token_weights(shuffled, normalisation), model)]
     for micros in (by_row, some, permuted, [widened(whole[0], 5)]):
-        assert_same(gradient(family, spelling, micros), expected)
+        assert_same(gradient(family, divergence, micros, signal), expected)
+
+
+@pytest.mark.parametrize(("spelling", "normalisation"), SETTINGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cut_order_and_padding_change_nothing(family, spelling, normalisation):
+    assert_cut_order_and_padding_change_nothing(family, spelling, normalisation, fixed_rollouts())
+
+
+@pytest.mark.parametrize(("divergence", "signal"), PAIRS, ids=str)
+@pytest.mark.parametrize("family", ["gemma2", "bart"])  # a soft-cap; a bias, behind an encoder
+def test_no_divergence_from_any_signal_sees_cut_order_and_padding(family, divergence, signal):
+    rollouts = [replace(rollout, source="student", policy_version=0) for rollout in fixed_rollouts()]  # for "sampled"
+    assert_cut_order_and_padding_change_nothing(family, divergence, "sequence", rollouts, signal)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

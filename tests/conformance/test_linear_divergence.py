@@ -27,7 +27,7 @@ HEADS = {
     "bias": {"bias": True},
     "all": {"bias": True, "scale": 0.7, "softcap": 1.5},
 }
-THREE_TOKENS = 2 * 3 * 37 * 16  # half for the two float64 projections [3, 37] of a chunk, half for the tile
+THREE_TOKENS = 3 * 37 * 16 + 13 * 37 * 8  # bytes: the two float64 projections [3, 37] of a chunk, and a tile of one row
 
 
 def head(vocab, hidden, seed, *, bias=False, scale=1.0, softcap=None):
@@ -119,6 +119,23 @@ def test_student_logits_of_minus_infinity(divergence):
         assert all(gradient.isfinite().all() for gradient in gradients)
         assert stats.reverse_kl.isposinf().all()
         assert stats.forward_kl.isfinite().all()
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_token_that_only_the_student_cannot_say(divergence):
+    """Forward KL is infinite by definition, alone and as a part of adaptive KL, and pulls at the token; no other can."""
+    is_infinite = divergence in ("forward_kl", "adaptive_kl(0.5)")
+    inputs = problem(bias=True)
+    with torch.no_grad():
+        inputs["student_head"].bias[6] = -math.inf
+    assert_twins(inputs, divergence=divergence)
+    for module in (reference, chunked):
+        total, stats, gradients = evaluate(module, inputs, divergence=divergence)
+        assert total.isposinf() if is_infinite else total.isfinite()
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        assert (gradients[1][6].abs().max() > 0) == is_infinite
+        assert stats.forward_kl.isposinf().all()
+        assert stats.reverse_kl.isfinite().all()
 
 
 def test_one_hot_teacher_makes_forward_kl_the_nll():

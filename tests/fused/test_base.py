@@ -19,7 +19,7 @@ def random(*shape: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize(("tokens", "vocab"), [(1, 3), (5, 64), (7, 141), (40, 141)])
 def test_blocks_of_the_head_give_the_plain_product(tokens, vocab, with_bias, monkeypatch):
     """In float32, into the first rows of a larger buffer, against float64; 1,280 bytes are 64 rows for 5 tokens, 8 are the least."""
-    monkeypatch.setattr(base, "_BLOCK_BYTES", 1280)
+    monkeypatch.setattr(base, "BLOCK_BYTES", 1280)
     monkeypatch.setattr(base, "_LEAST_ROWS", 8)
     hidden, weight = random(tokens, 19, seed=1), random(vocab, 19, seed=2)
     bias = random(vocab, seed=3) if with_bias else None
@@ -45,7 +45,7 @@ def test_projection_is_the_same_with_and_without_room_for_it(dtype):
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is what it tests")
 def test_blocks_hold_no_more_than_their_bytes(monkeypatch):
-    monkeypatch.setattr(base, "_BLOCK_BYTES", 40 * 16 * 4)
+    monkeypatch.setattr(base, "BLOCK_BYTES", 40 * 16 * 4)
     monkeypatch.setattr(base, "_LEAST_ROWS", 8)
     hidden, weight, out = random(40, 3, seed=1), random(141, 3, seed=2), torch.empty(40, 141)
     with Watch() as watch:

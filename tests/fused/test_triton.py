@@ -1,5 +1,6 @@
 """The kernels against float64 autograd: on a GPU compiled, elsewhere in Triton's interpreter, and compiled for one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -303,37 +304,61 @@ def test_rows_the_kernel_cannot_take(student, teacher, weights):
 
 
 COMPILE = """
-import itertools, triton
+import json, re, subprocess, sys, tempfile, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from tutelage.fused.triton import _KINDS, _score_kernel
+from tutelage.divergences import parse
+from tutelage.fused.triton import _ELEMENTS_PER_WARP, _MAX_BLOCK, _kind, _score_kernel
 
-def build(kind, model, teacher, want):
-    inner, outer = ("fp32", "fp32") if model == "softcap" else (None, "fp32")
-    types = dict(projected="*bf16", weights="*fp32", values="*fp32", stats="*fp32", stride="i64", vocab="i32",
-                 student_inner=inner, student_outer=outer, teacher_rows="*bf16", teacher_stride="i64",
-                 teacher_inner=inner, teacher_outer=outer, teacher_weight="fp32", factor="fp32")
+def build(kind, model="softcap", teacher="logits", want=("grad", "stats"), dtype="*bf16", block=_MAX_BLOCK, **options):
+    inner = "fp32" if model == "softcap" else None
+    types = dict(projected=dtype, weights="*fp32", values="*fp32", stats="*fp32" if "stats" in want else None,
+                 stride="i32", vocab="i32", student_inner=inner, student_outer="fp32", teacher_rows=dtype,
+                 teacher_stride="i32", teacher_inner=inner, teacher_outer="fp32", teacher_weight="fp32")
+    constants = dict(KIND=kind, WANT_GRAD="grad" in want, WANT_STATS="stats" in want, BLOCK=block)
     if teacher == "targets":
-        types |= dict(teacher_rows="*i64", teacher_inner=None, teacher_outer=None)
-    constants = dict(KIND=kind, WANT_GRAD=want, WANT_STATS=want, BLOCK=64)
-    constants |= {name: None for name, type in types.items() if type is None}
+        types |= dict(teacher_rows="*i64", teacher_stride=None, teacher_inner=None, teacher_outer=None)
+        constants["teacher_stride"] = 1  # as in a launch, which makes arguments of 1 constants and sees multiples of 16
+    constants = {name: None for name, type in types.items() if type is None} | constants
     signature = {name: types.get(name) or "constexpr" for name in _score_kernel.arg_names}
-    kernel = triton.compile(ASTSource(_score_kernel, signature, constants), GPUTarget("cuda", 90, 32), dict(num_warps=1))
-    print(len(kernel.asm["cubin"]) > 0)
+    aligned = {(i,): [["tt.divisibility", 16]] for i, type in enumerate(signature.values()) if type[0] in "*i"}
+    options |= dict(num_warps=max(1, block // _ELEMENTS_PER_WARP), enable_fp_fusion=True)
+    kernel = triton.compile(ASTSource(_score_kernel, signature, constants, aligned), GPUTarget("cuda", 90, 32), options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    spilled = sum(int(number) for number in re.search(r"STACK:([0-9]+).*LOCAL:([0-9]+)", usage).groups())
+    print(json.dumps([f"{kind} {model} {teacher} {want} {dtype} {block}", spilled, "ld.global.v4.b32" in kernel.asm["ptx"]]))
 
-for kind in _KINDS.values():
-    build(kind, "softcap", "logits", True)
-build("jsd", "plain", "logits", False)
-build("forward_kl", "plain", "targets", True)
+for kind in [_kind(parse(spelling))[0] for spelling in sys.argv[1:]]:
+    build(kind)
+    build(kind, want=["grad"])
+build("jsd", "plain", want=["grad"])
+build("jsd", "plain", want=[])
+build("jsd", want=["stats"])
+build("jsd", dtype="*fp32")
+build("forward_kl", "plain", "targets")
+build("forward_kl", "plain", "targets", want=["grad"])
+build("jsd", block=32)
+build("jsd", maxnreg=32)
 """
 
 
-def test_compiles_for_hopper(tmp_path):
-    """The interpreter takes more than the compiler does; compiling needs no GPU."""
+def test_compiles_for_hopper_and_hardly_spills_registers(tmp_path):
+    """As launched on full vocabularies. The interpreter takes more than the compiler does; compiling needs no GPU."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
-    run = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
-    assert (run.stdout.split(), run.returncode) == (["True"] * 8, 0), run.stderr
+    command = [sys.executable, "-c", COMPILE, *DIVERGENCES]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    *compiled, small, squeezed = map(json.loads, run.stdout.splitlines())
+    assert len({name for name, *_ in compiled}) == 2 * len(DIVERGENCES) + 6
+    # Bytes that a thread spills (soft-cap and rescaled jsd: 16), and whether it loads 16 bytes at once.
+    assert [kernel for kernel in compiled if kernel[1] > 16 or not kernel[2]] == []
+    assert small[1:] == [0, False]
+    assert squeezed[1] > 16  # 32 registers are too few, and it shows
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="takes a GPU")

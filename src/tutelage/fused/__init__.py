@@ -93,10 +93,16 @@ def linear_divergence(
         divergence: a `Divergence` or its spelling, such as "jsd(0.9)".
         weights: [N]. Tokens of weight 0 contribute nothing and are computed only for `return_stats`.
         temperature: divides the logits of both models, after scale and soft-cap.
-        budget_bytes: memory for logits and what is derived from them; one token is held at least. Not counted are the
-            gradients ([N, Hs], [V, Hs]) and what else takes the head's [V, Hs]: its copy in autocast's dtype; the
-            float32 sum of its gradient in half precision; the product of gradient and grad_total in the backward pass,
-            on CUDA and wherever grad_total is not 1.
+        budget_bytes: memory for logits and what is derived from them; one token is held at least. Not counted are
+            - the gradients, [N, Hs] and [V, Hs];
+            - where some weights are 0, copies of the hidden states of all other tokens, [N, Hs] and [N, Ht], and a
+              second gradient of the student's (Triton's kernels copy nothing);
+            - what else has the head's [V, Hs]: its copy in autocast's dtype; the float32 sum of its gradient in half
+              precision, of which at most a quarter of the budget is counted, and on CUDA one chunk's product on its way
+              there; the product of gradient and grad_total in the backward pass, on CUDA and wherever grad_total is not
+              1; a second gradient where the student's head has more rows than the teacher's, by autograd's slice;
+            - what the head's weight was made from: with low-rank adapters (LoRA) on the head, W + BA is a tensor [V, Hs]
+              of its own, and has a full gradient though only A and B are trained.
         return_stats: also return `TokenStats`, which are of the same tempered distributions and cost no projection.
         implementation: "auto" takes Triton's kernels on CUDA where there is one for the loss (there is none for
             `adaptive_kl` and registered divergences), "chunked" never, "triton" always; "reference" holds the full logits.

@@ -13,7 +13,7 @@ from tutelage.errors import UserError
 from tutelage.types import LMHead
 
 DEFAULT_BUDGET_BYTES = 256 * 2**20
-_BLOCK_BYTES = 4 * 2**20  # of logits: they stay in the cache between a block's product and its copy
+BLOCK_BYTES = 4 * 2**20  # of logits: they stay in the cache between a block's product and its copy
 _LEAST_ROWS = 512  # of the head in a block
 _BLOCK_DTYPE = torch.float32  # oneDNN has no float64, and half precision goes to it anyway
 
@@ -66,12 +66,12 @@ def project(hidden: Tensor, head: LMHead, out: Tensor | None = None) -> Tensor:
 def _goes_to_onednn(hidden: Tensor) -> bool:
     """Whether `project_in_blocks` takes the place of a plain product: in float32 on a CPU where that goes to MKL.
 
-    Not where the least block of so many tokens would pass `_BLOCK_BYTES`: blocks take that much beyond the loss's budget,
-    and no more. That they are faster was measured on one AMD processor only; elsewhere MKL may well be ahead.
+    Not where the least block of so many tokens would pass `BLOCK_BYTES`: the loss's budget has room for two of these, a block
+    and its copy, and no more. That they are faster was measured on one AMD processor only; elsewhere MKL may well be ahead.
     """
     if hidden.dtype != _BLOCK_DTYPE or hidden.device.type != "cpu":
         return False
-    fits = 0 < len(hidden) * hidden.element_size() * _LEAST_ROWS <= _BLOCK_BYTES
+    fits = 0 < len(hidden) * hidden.element_size() * _LEAST_ROWS <= BLOCK_BYTES
     return fits and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
@@ -88,7 +88,7 @@ def project_in_blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: 
         out: [N, V].
     """
     packed = hidden.to_mkldnn()
-    size = max(_LEAST_ROWS, _BLOCK_BYTES // (len(hidden) * hidden.element_size()))
+    size = max(_LEAST_ROWS, BLOCK_BYTES // (len(hidden) * hidden.element_size()))
     for start in range(0, len(weight), size):
         rows = slice(start, start + size)
         block = F.linear(packed, weight[rows], None if bias is None else bias[rows])

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from tutelage.divergences import Divergence, parse
 from tutelage.errors import UserError
 from tutelage.fused.base import (
+    BLOCK_BYTES,
     DEFAULT_BUDGET_BYTES,
     TokenStats,
     check_temperature,
@@ -38,10 +39,11 @@ from tutelage.fused.kernels import Elementwise, Kernel, find_kernel
 from tutelage.fused.losses import DivergenceLoss, NLLLoss, Tile, TokenLoss
 from tutelage.types import LMHead
 
-_TILE_BUFFERS = 8  # [tile, V] tensors alive at once in the elementwise part
+_TILE_BUFFERS = 13  # the most [tile, V] tensors alive at once in the elementwise part, soft-cap and statistics included
 _PRODUCT_BYTES = 4 * 2**20  # of some rows of the head's gradient before they join the float32 sum
 _SUM_BYTES = 128 * 2**20  # of a block of that sum: malloc gives memory of more than 32 MB back at once
-_CPU_TILE_BYTES = 12 * 2**20  # measured on two cores: fewer rows pay for calls and barriers, more rows leave the cache
+# Measured on two cores with the eight tensors that most losses have: fewer rows pay for calls and barriers, more leave the cache.
+_CPU_TILE_BYTES, _CACHED_BUFFERS = 12 * 2**20, 8
 
 
 def linear_divergence(
@@ -111,14 +113,19 @@ def plan(
         raise UserError(f"the loss's memory budget is {budget_bytes} bytes; it must be above 0")
     tile, tile_bytes = 1, 0
     if dtype is not None:
-        row_bytes = vocab * softmax_dtype(dtype).itemsize * _TILE_BUFFERS
-        tile_bytes = budget_bytes // 2
+        row_bytes = vocab * softmax_dtype(dtype).itemsize
+        tile = budget_bytes // 2 // (row_bytes * _TILE_BUFFERS)
         if device == "cpu":  # a row for every thread at least: sums over the vocabulary are spread by rows
-            tile_bytes = min(tile_bytes, max(_CPU_TILE_BYTES, torch.get_num_threads() * row_bytes))
-        tile = tile_bytes // row_bytes
+            tile = min(tile, max(_CPU_TILE_BYTES // (row_bytes * _CACHED_BUFFERS), torch.get_num_threads()))
+        tile = max(1, tile)
+        tile_bytes = tile * row_bytes * _TILE_BUFFERS
+        if (
+            device == "cpu"
+        ):  # oneDNN's blocks of the projections, before there are tiles: each twice, as it is laid out anew
+            tile_bytes = max(tile_bytes, min(2 * BLOCK_BYTES, budget_bytes // 2))
     most = max(1, (budget_bytes - tile_bytes) // bytes_per_token)
     chunk = math.ceil(tokens / math.ceil(tokens / most)) if tokens else 1  # equal chunks: no small one at the end
-    return _Plan(chunk, max(1, min(tile, chunk)))
+    return _Plan(chunk, min(tile, chunk))
 
 
 class _Wants(NamedTuple):
@@ -278,7 +285,9 @@ class _Pass:
     def _tile(self, projected: Tensor, signal: Tensor, head: LMHead) -> Tile:
         """One tile of `_tiles`; keeps nothing of size [t, V]."""
         logits = finish_logits(projected, head, self.loss.temperature)
-        tanh = None if head.softcap is None else logits * (self.loss.temperature / head.softcap)
+        tanh = None
+        if head.softcap is not None and any(self.wants):
+            tanh = logits * (self.loss.temperature / head.softcap)
         values, logit_grad, stats = self.loss.tile(logits, signal, any(self.wants), self.want_stats)
         if logit_grad is not None:
             if tanh is not None:

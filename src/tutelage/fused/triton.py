@@ -9,7 +9,8 @@ A program walks over its row of the vocabulary in blocks and holds nothing of le
     pass 3  the derivative, which overwrites the student's row. Only when gradients are wanted.
 
 Everything is computed in float32. Nothing waits for the device: the kernels take whatever weights they are given, and
-rows of weight 0 cost nothing unless their statistics are wanted.
+skip rows of weight 0 unless their statistics are wanted. The matrix products around them do not: they take these rows
+along, since to find the others the host would have to wait.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from torch import Tensor
 
 from tutelage import divergences
 from tutelage.divergences import Divergence
+from tutelage.fused.triton_terms import terms, times
 from tutelage.types import LMHead
 
 # 4096 elements on 16 warps are 8 for each thread: loads of 16 bytes in half precision, and with the seven running sums
-# of pass 1 still few enough registers not to spill. A multiprocessor works on few rows at once, so that what pass 1 has
-# read is still in the L2 cache for the passes after it: two rows of 128k tokens in bfloat16 take 0.5 MB.
+# of pass 1 still so few registers that a thread spills 16 bytes at most (compiled for Hopper by Triton 3.9). A
+# multiprocessor works on few rows at once, so that what pass 1 has read is still in the L2 cache for the passes after it:
+# two rows of 128k tokens in bfloat16 take 0.5 MB.
 _MAX_BLOCK = 4096
 _ELEMENTS_PER_WARP = 256
 
@@ -127,6 +130,7 @@ def _launch(
     stats = values.new_empty(5, tokens) if want_stats else None
     if tokens == 0:
         return values, stats
+    kind, teacher_weight = _kind(divergence)
     block = max(32, min(_MAX_BLOCK, triton.next_power_of_2(vocab)))
     with torch.cuda.device_of(projected):
         _score_kernel[(tokens,)](
@@ -138,8 +142,8 @@ def _launch(
             vocab,
             *student_finish,
             *teacher,
-            *_parameters(divergence),
-            KIND=_KINDS[_function(divergence)],
+            teacher_weight,
+            KIND=kind,
             WANT_GRAD=want_grad,
             WANT_STATS=want_stats,
             BLOCK=block,
@@ -164,18 +168,17 @@ def _function(divergence: Divergence) -> divergences.DivergenceFn:
     return value.func if isinstance(value, partial) else value
 
 
-def _parameters(divergence: Divergence) -> tuple[float, float]:
-    """The teacher's weight in the divergence's mixture, and the factor on value and derivative."""
+def _kind(divergence: Divergence) -> tuple[str, float]:
+    """The branch of `triton_terms.terms`, and the teacher's weight in the divergence's mixture."""
     # The signature of a partial shows what was filled in as defaults.
     arguments = {name: argument.default for name, argument in signature(divergence.value).parameters.items()}
     match _KINDS[_function(divergence)], arguments:
         case "jsd", {"beta": beta, "rescale": rescale}:
-            return beta, 1 / (beta * (1 - beta)) if rescale else 1.0
-        case "skew_forward_kl", {"alpha": alpha}:
-            return alpha, 1.0
-        case "skew_reverse_kl", {"alpha": alpha}:
-            return 1 - alpha, 1.0
-    return 0.0, 1.0
+            return "rescaled_jsd" if rescale else "jsd", beta
+        case kind, {"alpha": alpha}:
+            return kind, 1 - alpha if kind == "skew_reverse_kl" else alpha
+        case kind, _:
+            return kind, 0.0
 
 
 def _finish(head: LMHead, temperature: float) -> tuple[float | None, float]:
@@ -224,7 +227,7 @@ def _store_grad(
     row, inner, outer = model
     if inner is not None:
         tanh = logits / outer
-        grad = _times(grad, 1.0 - tanh * tanh)  # rows of weight 0 have no derivative, but may hold NaN
+        grad = times(grad, 1.0 - tanh * tanh)  # rows of weight 0 have no derivative, but may hold NaN
     offsets = start + tl.arange(0, BLOCK)
     tl.store(row + offsets, grad.to(row.dtype.element_ty), mask=offsets < vocab)
 
@@ -238,12 +241,6 @@ def _clear(row: tl.tensor, vocab: tl.tensor, BLOCK: tl.constexpr) -> None:
 
 
 @triton.jit
-def _times(p: tl.tensor, x: tl.tensor) -> tl.tensor:
-    """p * x, where 0 times anything is 0."""
-    return tl.where(p == 0, 0.0, p * x)
-
-
-@triton.jit
 def _shift(top: tl.tensor) -> tl.tensor:
     """What exponents are relative to: the running maximum, or 0 as long as that is -inf."""
     return tl.where(top == float("-inf"), 0.0, top)
@@ -254,40 +251,6 @@ def _moved(total: tl.tensor, weight: tl.tensor, step: tl.tensor, fade: tl.tensor
     """The sum of w * x after every x fell by `step` and every w by the factor `fade`; `weight` is the old sum of w."""
     # Weights that fade to 0 take infinite terms with them, as in a sum whose probabilities were 0 from the start.
     return tl.where(fade == 0, 0.0, (total - step * weight) * fade)
-
-
-@triton.jit
-def _terms(
-    logp: tl.tensor, logq: tl.tensor, w: tl.tensor, KIND: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Each element's part of the value, derivative g in its log q, and q; the derivative in the logits is g - q sum(g).
-
-    Multiples of q in g cancel there, and are left out.
-    """
-    p, q = tl.exp(logp), tl.exp(logq)
-    if KIND == "forward_kl":
-        return _times(p, logp - logq), -p, q
-    elif KIND == "reverse_kl":
-        value = _times(q, logq - logp)
-        return value, value, q
-    elif KIND == "total_variation":
-        sign = tl.where(q > p, 1.0, tl.where(q < p, -1.0, 0.0))
-        return 0.5 * tl.abs(q - p), 0.5 * q * sign, q
-    else:
-        # With the mixture m = wp + (1-w)q, the log-ratio of the larger of p and q to m is the logarithm of a number
-        # between 1 and 1/w or 1/(1-w): nothing underflows, and no two large logarithms are subtracted.
-        gap = logp - logq
-        smaller = tl.exp(-tl.abs(gap))
-        log_ratio = -tl.log(tl.where(gap > 0, w + (1.0 - w) * smaller, w * smaller + (1.0 - w)))
-        log_pm = tl.where(gap > 0, log_ratio, log_ratio + gap)
-        log_qm = tl.where(gap > 0, log_ratio - gap, log_ratio)
-        from_teacher, from_student = _times(p, log_pm), _times(q, log_qm)
-        if KIND == "jsd":
-            return w * from_teacher + (1.0 - w) * from_student, (1.0 - w) * from_student, q
-        elif KIND == "skew_forward_kl":
-            return from_teacher, _times(q, (w - 1.0) * tl.exp(log_pm)), q
-        else:
-            return from_student, from_student - (1.0 - w) * _times(q, tl.exp(log_qm)), q
 
 
 # --- one row ----------------------------------------------------------------------------------------------------------
@@ -327,11 +290,11 @@ def _scan(
         q, p = tl.exp(x), tl.exp(y)
         q_sum, p_sum = q_sum + q, p_sum + p
         if FORWARD:
-            forward += _times(p, y - x)
+            forward += times(p, y - x)
         if REVERSE:
-            reverse += _times(q, x - y)
+            reverse += times(q, x - y)
         if STATS:
-            q_dot, p_dot = q_dot + _times(q, x), p_dot + _times(p, y)
+            q_dot, p_dot = q_dot + times(q, x), p_dot + times(p, y)
             both_top = tl.where((s == s_top) & (t == t_top), 1.0, both_top)
     q_total, p_total = tl.sum(q_sum, 0), tl.sum(p_sum, 0)
     q_log, p_log = tl.log(q_total), tl.log(p_total)
@@ -347,7 +310,7 @@ def _score_kernel(
     projected: tl.tensor, weights: tl.tensor, values: tl.tensor, stats: tl.tensor, stride: tl.tensor, vocab: tl.tensor,
     student_inner: tl.tensor, student_outer: tl.tensor,
     teacher_rows: tl.tensor, teacher_stride: tl.tensor, teacher_inner: tl.tensor, teacher_outer: tl.tensor,
-    teacher_weight: tl.tensor, factor: tl.tensor,
+    teacher_weight: tl.tensor,
     KIND: tl.constexpr, WANT_GRAD: tl.constexpr, WANT_STATS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """One token."""
@@ -378,12 +341,12 @@ def _score_kernel(
         g_sum = value_sum
         for start in range(0, vocab, BLOCK):
             s, t = _logits(student, start, vocab, BLOCK), _logits(teacher, start, vocab, BLOCK)
-            part, g, _ = _terms(t - p_scale[0] - p_scale[1], s - q_scale[0] - q_scale[1], teacher_weight, KIND)
+            part, g, _ = terms(t - p_scale[0] - p_scale[1], s - q_scale[0] - q_scale[1], teacher_weight, KIND)
             value_sum, g_sum = value_sum + part, g_sum + g
         value, grad_sum = tl.sum(value_sum, 0), tl.sum(g_sum, 0)
-    tl.store(values + token, value * factor)
+    tl.store(values + token, value)
     if WANT_GRAD:
         for start in range(0, vocab, BLOCK):
             s, t = _logits(student, start, vocab, BLOCK), _logits(teacher, start, vocab, BLOCK)
-            _, g, q = _terms(t - p_scale[0] - p_scale[1], s - q_scale[0] - q_scale[1], teacher_weight, KIND)
-            _store_grad(student, start, vocab, tl.where(counts, (g - q * grad_sum) * factor, 0.0), s, BLOCK)
+            _, g, q = terms(t - p_scale[0] - p_scale[1], s - q_scale[0] - q_scale[1], teacher_weight, KIND)
+            _store_grad(student, start, vocab, tl.where(counts, g - q * grad_sum, 0.0), s, BLOCK)
