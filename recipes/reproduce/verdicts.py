@@ -145,7 +145,9 @@ def later(part: Part) -> str:
         for m in part.methods
     ]
     table = markdown([f"{part.metric} on the test split", *decodings, "seconds of training"], rows)
-    return f"## Later methods\n\n{table}\n\nRates: the best of three on validation. Intervals: [later](later/results.md)."
+    return (
+        f"## Later methods\n\n{table}\n\nRates: the best of three on validation. Intervals: [later](later/results.md)."
+    )
 
 
 if __name__ == "__main__":
