@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from random import Random
 from typing import Any, Literal, get_args, overload
 
@@ -71,12 +71,19 @@ class ProblemSequence(Generated):
         return (self[i] for i in range(self.size))
 
     def problem(self, index: int) -> Problem:
-        """The problem at `index` (not negative), drawn again until its content belongs to this split."""
-        rng = Random(f"arithmetic {self.seed} {self.split} {index}")
-        while True:
-            problem = draw_problem(rng, self.steps, self.largest_operand)
-            if split_of(problem) == self.split:
-                return problem
+        """The problem at `index`, which is not negative."""
+        return _problem(self.split, index, self.seed, self.steps, self.largest_operand)
+
+
+# An evaluation asks for each of its problems a dozen times, and one of the test split takes ten draws.
+@lru_cache(maxsize=2**14)
+def _problem(split: str, index: int, seed: int, steps: tuple[int, int], largest_operand: int) -> Problem:
+    """Drawn again until its content belongs to this split."""
+    rng = Random(f"arithmetic {seed} {split} {index}")
+    while True:
+        problem = draw_problem(rng, steps, largest_operand)
+        if split_of(problem) == split:
+            return problem
 
 
 class Arithmetic:
