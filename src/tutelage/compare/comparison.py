@@ -303,7 +303,8 @@ def _about(result: ComparisonResult) -> list[str]:
         f"Seeds: {', '.join(map(str, recipe.seeds))}. Validation: {_examples(recipe.validation_limit)} examples; test: "
         f"{_examples(recipe.test_limit)}, evaluated once for each run after hyperparameters were chosen.",
         f"Hyperparameters are the best on validation by {chosen_by} (search seeds: {', '.join(map(str, recipe.search_seeds))}). "
-        "Seconds are those of training steps (rollouts, rewards, teacher, update, ...), without evaluations and checkpoints.",
+        "Seconds are those of training steps (rollouts, rewards, teacher, update, ...), without evaluations and checkpoints; tokens "
+        "those of the completions trained on, not of prompts.",
     ]
 
 
