@@ -48,7 +48,7 @@ def test_every_stage_resolves(script: Any, settings: dict[str, Any], task: str, 
     assert (teacher.method, teacher.student, teacher.teacher) == ("sft", "hub/model", None)
     assert (student.student_model.layers, student.teacher) == (10, str(tmp_path / "teacher" / "model"))
     assert teacher.rollout == student.rollout
-    assert (teacher.train.steps, student.train.batch_size) == ((60, 8) if small else (700, 32))
+    assert (teacher.train.steps, student.train.batch_size) == ((60, 4) if small else (700, 32))
     assert len(study.comparison(10)["search"]["train.learning_rate"]) == (1 if small else 3)
     assert (
         teacher.task.max_prompt_tokens
