@@ -52,7 +52,7 @@ def test_every_stage_resolves(script: Any, settings: dict[str, Any], task: str, 
     assert len(study.comparison(10)["search"]["train.learning_rate"]) == (1 if small else 3)
     assert (
         teacher.task.max_prompt_tokens
-        == {"gsm8k": None, "aeslc": 256 if small else 512, "t0_mixture": 192 if small else 512}[task]
+        == {"gsm8k": None, "aeslc": 192 if small else 512, "t0_mixture": 192 if small else 512}[task]
     )
     expected = {"gsm8k": "rows", "aeslc": "rows/train.jsonl", "t0_mixture": "rows"}[task]
     assert teacher.task.data == student.task.data == expected
