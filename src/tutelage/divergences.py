@@ -140,10 +140,7 @@ def jsd(teacher_logp: Tensor, student_logp: Tensor, beta: float, rescale: bool =
     Returns:
         [...].
 
-    Raises:
-        UserError: beta is not inside (0, 1).
-
-    Source: Agarwal et al., ICLR 2024 (arXiv 2306.13649), Eq. 1.
+    Raises UserError when beta is not inside (0, 1). Source: Agarwal et al., ICLR 2024 (arXiv 2306.13649), Eq. 1.
     """
     _check_parameter("jsd", "beta", beta)
     if rescale:

@@ -3,13 +3,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.compare.conftest import held_out_record, run_record
 from tutelage.compare import summary
 from tutelage.compare.intervals import Estimate
 from tutelage.compare.plan import Choice, Variant
-from tutelage.compare.records import EvaluationProtocol, RunRecord
+from tutelage.compare.records import EvaluationProtocol, EvaluationRecord, RunRecord
 from tutelage.compare.summary import FinalRun, Method, Reference
 from tutelage.eval.statistics import Interval
 
@@ -121,3 +122,18 @@ def test_notes_say_what_a_reader_must_know() -> None:
         "methods; make all runs with the same jobs on the same machine.",
         "A single seed says nothing about the luck of a training: its interval is over examples only.",
     ]
+
+
+def test_the_initial_students_luck_with_the_examples_is_taken_off() -> None:
+    noise = np.random.default_rng(0).normal(size=PROTOCOL.resamples)
+
+    def lucky(value: float) -> EvaluationRecord:
+        resampled = {"greedy": tuple((value + noise).tolist())}
+        return held_out_record(value, PROTOCOL).model_copy(update={"replicates": resampled})
+
+    whole = method("kd", [run_record([0, 0, 30])])
+    run = replace(whole.runs[0], test=lucky(30.0), initial=Reference("initial student", "tiny", lucky(20.0)))
+    (line,) = summary.equal_steps([replace(whole, runs=(run,))], "kd")
+    assert line.gain is not None
+    assert line.gain.interval is not None
+    assert (line.gain.interval.low, line.gain.interval.high) == pytest.approx((10.0, 10.0))

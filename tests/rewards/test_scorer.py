@@ -25,20 +25,27 @@ SAMPLES = [
 THREE = {0: "Contradiction", 1: "neutral", 2: "ENTAILMENT"}
 
 
-def save(folder: Path, labels: dict[int, str], positions: int = 96, seed: int = 0) -> Any:
-    """A classifier with these labels, saved with its tokenizer."""
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
+def save_peaked(
+    folder: Path, config_class: Any, own_tokenizer: Any, labels: dict[int, str], positions: int, **options: int
+) -> Any:
+    """A classifier whose weights are large enough that its labels are not equally likely, saved with its tokenizer."""
+    torch.manual_seed(0)
+    config = config_class(
         vocab_size=len(tokenizer()), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=positions, id2label=labels, label2id={v: k for k, v in labels.items()}, pad_token_id=0,
+        max_position_embeddings=positions, id2label=labels, label2id={v: k for k, v in labels.items()}, **options,
     )  # fmt: skip
-    module = transformers.BertForSequenceClassification(config).eval()
+    module: Any = transformers.AutoModelForSequenceClassification.from_config(config).eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(5.0)
     module.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    own_tokenizer.save_pretrained(folder)
     return module
+
+
+def save(folder: Path, labels: dict[int, str], positions: int = 96) -> Any:
+    """A BERT with these labels and the arithmetic task's tokenizer."""
+    return save_peaked(folder, transformers.BertConfig, tokenizer(), labels, positions, pad_token_id=0)
 
 
 def logits(module: Any, sample: Sample) -> torch.Tensor:
@@ -108,19 +115,9 @@ def framing_tokenizer() -> Any:
 
 def save_roberta(folder: Path, positions: int) -> Any:
     """A RoBERTa of this many positions, of which it can use two less, saved with `framing_tokenizer`."""
-    torch.manual_seed(1)
-    config = transformers.RobertaConfig(
-        vocab_size=len(tokenizer()), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=positions, id2label=THREE, label2id={v: k for k, v in THREE.items()}, pad_token_id=1,
-        type_vocab_size=1,
-    )  # fmt: skip
-    module = transformers.RobertaForSequenceClassification(config).eval()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.mul_(5.0)
-    module.save_pretrained(folder)
-    framing_tokenizer().save_pretrained(folder)
-    return module
+    return save_peaked(
+        folder, transformers.RobertaConfig, framing_tokenizer(), THREE, positions, pad_token_id=1, type_vocab_size=1
+    )
 
 
 PROMPT, ANSWER = "Tom has 3 apples and buys 4 apples.", "3 + 4 = 7. #### 7"

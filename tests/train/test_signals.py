@@ -2,16 +2,33 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tutelage.train import signals
 from tutelage.train.signals import Interrupted, StopRequest, leaving_on_sigterm
+
+signals_are_dropped = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def in_another_thread(body: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(body).result()
+
+
+def wait_until(happened: Callable[[], Any]) -> None:
+    """Until a signal has done its work; 20 seconds at most."""
+    for _ in range(2000):
+        if happened():
+            break
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -52,17 +69,12 @@ def test_the_earlier_handlers_come_back() -> None:
 
 
 def test_other_threads_leave_signals_alone() -> None:
-    seen = []
-
-    def body() -> None:
+    def requested_and_handler() -> tuple[bool, Any]:
         with StopRequest() as stop:
-            seen.append((stop.requested, signal.getsignal(signal.SIGINT)))
+            return stop.requested, signal.getsignal(signal.SIGINT)
 
-    expected = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    assert seen == [(False, expected)]
+    before = signal.getsignal(signal.SIGINT)
+    assert in_another_thread(requested_and_handler) == (False, before)
 
 
 def test_sigterm_outside_the_steps_says_what_to_do_and_leaves() -> None:
@@ -89,17 +101,12 @@ def test_no_library_swallows_the_signal() -> None:
 
 
 def test_other_threads_work_without_handlers() -> None:
-    seen = []
-
-    def body() -> None:
+    def handler() -> Any:
         with leaving_on_sigterm(lambda: ""):
-            seen.append(signal.getsignal(signal.SIGTERM))
+            return signal.getsignal(signal.SIGTERM)
 
-    expected = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    assert seen == [expected]
+    before = signal.getsignal(signal.SIGTERM)
+    assert in_another_thread(handler) == before
 
 
 class Thing:
@@ -114,39 +121,37 @@ def swallow_a_signal() -> None:
     assert reference() is None
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_that_was_dropped_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def wait_before_the_steps() -> None:
+    time.sleep(20)
+
+
+def take_steps() -> None:
+    with StopRequest() as request:
+        wait_until(lambda: request.requested)
+        request.leave_if_requested(3, Path("runs/x"))
+
+
+@signals_are_dropped
+@pytest.mark.parametrize(
+    ("go_on", "left"),
+    [(wait_before_the_steps, "SIGTERM: stopped, go on"), (take_steps, "stopped after step 3")],
+)
+def test_a_signal_that_was_dropped_comes_again(
+    go_on: Callable[[], None], left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(signals, "_AGAIN_SECONDS", 0.05)
 
     def body() -> None:
         with leaving_on_sigterm(lambda: "go on"):
             swallow_a_signal()
-            time.sleep(20)
+            go_on()
             pytest.fail("the signal never came again")
 
-    with pytest.raises(Interrupted, match="SIGTERM: stopped, go on"):
+    with pytest.raises(Interrupted, match=left):
         body()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_dropped_signal_is_a_request_where_the_steps_have_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_AGAIN_SECONDS", 0.05)
-
-    def body() -> None:
-        with leaving_on_sigterm(lambda: ""):
-            swallow_a_signal()
-            with StopRequest() as request:
-                for _ in range(2000):
-                    if request.requested:
-                        break
-                    time.sleep(0.01)
-                request.leave_if_requested(3, Path("runs/x"))
-
-    with pytest.raises(Interrupted, match="stopped after step 3"):
-        body()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@signals_are_dropped
 def test_a_dropped_signal_counts_at_the_end() -> None:
     alarm, term = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="stopped, go on"), leaving_on_sigterm(lambda: "go on"):
@@ -161,17 +166,14 @@ def test_a_timer_of_the_host_program_is_left_alone() -> None:
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with leaving_on_sigterm(lambda: ""):
-            for _ in range(2000):
-                if rang:
-                    break
-                time.sleep(0.01)
+            wait_until(lambda: rang)
         assert rang == ["its own"]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, earlier)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@signals_are_dropped
 def test_a_timer_of_the_host_program_goes_on_after_a_signal() -> None:
     try:
         signal.setitimer(signal.ITIMER_REAL, 1000)

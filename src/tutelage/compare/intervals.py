@@ -78,44 +78,34 @@ def _t_draws(degrees: int, draws: int) -> tuple[float, ...]:
     return (*(-t for t in reversed(upper)), *([0.0] * (draws % 2)), *upper)
 
 
-def gain(values: Sequence[float], initial: float, runs: Sequence[Replicates], initial_run: Replicates) -> Estimate:
-    """Mean over seeds minus the initial student.
+def gain(gains: Sequence[float], runs: Sequence[Replicates]) -> Estimate:
+    """Mean over seeds of the gain over the initial student.
 
     Args:
-        values: the metric of each run on all examples.
-        initial: the initial student's.
-        runs, initial_run: the same on R resamples of the examples: [S, R] and [R].
+        gains: of each run, on all examples.
+        runs: the same on R resamples of the examples: [S, R].
     """
-    differences = over_seeds(runs, seed=1) - np.asarray(initial_run)
-    return Estimate(float(np.mean(values)) - initial, percentiles(differences))
+    return Estimate(float(np.mean(gains)), percentiles(over_seeds(runs, seed=1)))
 
 
 def gain_ratio(
-    values: Sequence[float],
-    baseline: Sequence[float],
-    initial: float,
-    runs: Sequence[Replicates],
-    baseline_runs: Sequence[Replicates],
-    initial_run: Replicates,
+    gains: Sequence[float], baseline: Sequence[float], runs: Sequence[Replicates], baseline_runs: Sequence[Replicates]
 ) -> Estimate | None:
-    """The gain of a method divided by the gain of the baseline method, both over one initial student.
+    """The gain of a method over the initial student, divided by the baseline method's.
 
     Args:
-        values, baseline: the metric of each run of either method.
-        initial: the initial student's.
-        runs, baseline_runs, initial_run: the same on R resamples of the examples: [S, R], [S', R] and [R].
+        gains, baseline: the gain of each run of either method, on all examples.
+        runs, baseline_runs: the same on R resamples of the examples: [S, R] and [S', R].
 
     Returns:
         None where the baseline gains nothing. Its interval is None where the baseline's gain cannot be told from zero: the
         ratio then has no bounds.
     """
-    below = float(np.mean(baseline)) - initial
+    below = float(np.mean(baseline))
     if below <= 0:
         return None
-    ratio = (float(np.mean(values)) - initial) / below
-    start = np.asarray(initial_run)
-    over = over_seeds(runs, seed=1) - start
-    under = over_seeds(baseline_runs, seed=2) - start
+    ratio = float(np.mean(gains)) / below
+    over, under = over_seeds(runs, seed=1), over_seeds(baseline_runs, seed=2)
     if percentiles(under).low <= 0:
         return Estimate(ratio, None)
     # At most 2.5% of the denominators are not positive: these replicates are beyond every bound.
@@ -131,7 +121,7 @@ def seed_ratio(gains: Sequence[float], baseline: Sequence[float], resamples: int
         resamples: draws of t.
     """
     runs, others = (np.tile(np.asarray(side, dtype=np.float64)[:, None], resamples) for side in (gains, baseline))
-    return gain_ratio(gains, baseline, 0.0, list(runs), list(others), np.zeros(resamples))
+    return gain_ratio(gains, baseline, list(runs), list(others))
 
 
 def percentiles(values: NDArray[np.float64]) -> Interval:

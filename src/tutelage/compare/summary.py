@@ -115,12 +115,11 @@ def _tested(method: Method, baseline: Method | None) -> Iterator[Line]:
         over_initial = ratio = None
         if starts is not None:
             gains, runs = _gains_on_test(method, starts, decoding)
-            nothing = [0.0] * len(runs[0])  # the initial students are subtracted already
-            over_initial = gain(gains, 0.0, runs, nothing)
+            over_initial = gain(gains, runs)
             others = None if baseline is None or baseline is method else _starts(baseline)
             if baseline is not None and others is not None and any(start in others for start in starts):
                 under, under_runs = _gains_on_test(baseline, others, decoding)
-                ratio = gain_ratio(gains, under, 0.0, runs, under_runs, nothing)
+                ratio = gain_ratio(gains, under, runs, under_runs)
         yield Line(
             method.variant.name,
             score.metric,
