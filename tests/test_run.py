@@ -121,10 +121,10 @@ def test_sigterm_during_an_evaluation(
 ) -> None:
     original = run._Judge.judge
 
-    def judge(self: Any, when: str) -> Any:
+    def judge(self: Any, when: str, *start: Any) -> Any:
         if when == moment:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, when)
+        return original(self, when, *start)
 
     monkeypatch.setattr(run._Judge, "judge", judge)
     with pytest.raises(Interrupted, match=advice) as left:

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from tutelage.train.config import Config, EvalConfig
 from tutelage.train.prompts import sampling_of
 from tutelage.train.setup import holds_run, prepare
 from tutelage.train.signals import leaving_on_sigterm
+
+# Given what makes an evaluation, returns it, or the same that was made before.
+Start = Callable[[Callable[[], Evaluation]], Evaluation]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def run(
     teacher: LanguageModel | None = None,
     task: Task | None = None,
     console: Console | None = None,
+    start: Start | None = None,
 ) -> RunResult:
     """Runs a configuration from beginning to end.
 
@@ -65,6 +70,7 @@ def run(
         config: the run.
         student, teacher, task: live objects in place of what the configuration names.
         console: for the samples, the closing table and the paths; None: standard output.
+        start: is given what makes the evaluation before training, and returns it, or the same that another run made.
 
     Raises:
         UserError: wrong input (before any long work), a full disk, or a loss that is not finite.
@@ -80,7 +86,7 @@ def run(
             parts, task = prepare(config, student=student, teacher=teacher, task=task)
             replacing = False
             judge = _Judge(config, parts, task)
-            before = judge.recall("before") if parts.checkpoints.steps() else judge.judge("before")
+            before = judge.recall("before") if parts.checkpoints.steps() else judge.judge("before", start)
             history = loop.train(parts, config, judge.headline)
             folder = config.output / "model"
             load.save(parts.student.model, folder)
@@ -121,10 +127,17 @@ class _Judge:
         self.config, self.parts, self.task = config, parts, task
         self.marker = self._marker()
 
-    def judge(self, when: str) -> Evaluation | None:
-        """The full evaluation, saved in the run's folder; None when there is nothing to evaluate on."""
+    def judge(self, when: str, once: Start | None = None) -> Evaluation | None:
+        """The full evaluation, saved in the run's folder, marks beside it; None when there is nothing to evaluate on."""
         if not self.parts.held_out:
             return None
+        result = self._full(when) if once is None else once(partial(self._full, when))
+        save(result, self.config.output / "evaluation" / when, {"config": self.config.model_dump(mode="json")})
+        self._mark(self.config.train.steps if when == "after" else 0)
+        return result
+
+    def _full(self, when: str) -> Evaluation:
+        """An evaluation in all the run's decodings, with the distance from the teacher."""
         examples, decodings = len(self.parts.held_out), len(self.config.eval.temperatures)
         metrics.announce(f"evaluating, {when}: {examples} examples x {decodings} decodings", self.config.log.progress)
         columns = (TextColumn(f"evaluating, {when}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -132,15 +145,12 @@ class _Judge:
         hidden = not self.config.log.progress or not console.is_terminal
         with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
             shown = bar.add_task("", total=None)
-            result = self._evaluate(
+            return self._evaluate(
                 teacher=self.parts.teacher,
                 samples_per_prompt=self.config.eval.samples_per_prompt,
                 bootstrap=self.config.eval.bootstrap,
                 progress=lambda done, total: bar.update(shown, completed=done, total=total),
             )
-        save(result, self.config.output / "evaluation" / when, {"config": self.config.model_dump(mode="json")})
-        self._mark(self.config.train.steps if when == "after" else 0)
-        return result
 
     def recall(self, when: str) -> Evaluation | None:
         """The evaluation that an earlier process of this run saved; None where it saved none of the same examples."""

@@ -1,4 +1,4 @@
-"""Comparisons whose runs are written by hand: every number known, nothing trained."""
+"""Comparisons whose runs are written by hand, every number known and nothing trained, and one of tiny models."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+from tests.conftest import build_module, tokenizer
 from tutelage.compare import records
 from tutelage.compare.cell import RUN_RECORD, TEST_RECORD, Job
 from tutelage.compare.comparison import Comparison, ComparisonResult
@@ -123,3 +125,30 @@ def run_comparison(tmp_path: Path) -> Callable[..., ComparisonResult]:
         return Comparison(recipe, console, worker, run_here).run()
 
     return go
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, (role, hidden) in enumerate({"student": 16, "teacher": 32}.items()):
+        module: Any = build_module("llama", seed=seed, dtype=torch.float32, vocab=len(tokenizer()), hidden=hidden)
+        module.save_pretrained(folder / role)
+        tokenizer().save_pretrained(folder / role)
+    return folder
+
+
+def raw(models: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    sizes = {"level": "easy", "train_size": 20, "validation_size": 6, "test_size": 5}
+    recipe = {
+        "base": {
+            "student": str(models / "student"),
+            "teacher": str(models / "teacher"),
+            "task": {"name": "arithmetic", "options": sizes, "max_prompt_tokens": 72},
+            "rollout": {"max_new_tokens": 6},
+            "train": {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "checkpoint_every": 1, "device": "cpu"},
+            "eval": {"every": 1, "bootstrap": 10},
+        },
+        "methods": [{"name": "kd", "method": "supervised_kd"}, {"name": "gkd", "method": "gkd"}],
+        "seeds": [0, 1], "resamples": 30, "jobs": 1, "output": str(output),
+    }  # fmt: skip
+    return config_io.deep_merge(recipe, changes)

@@ -11,44 +11,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.conftest import build_module, tokenizer
+from tests.compare.conftest import raw
 from tutelage.compare import cell as cells
 from tutelage.compare import compare, plan
 from tutelage.compare.cell import Job
 from tutelage.compare.config import read
 from tutelage.compare.records import EvaluationProtocol
 from tutelage.run import run
-from tutelage.train import config_io
 from tutelage.train.setup import prepare
 
 QUIET = Console(file=io.StringIO())
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for seed, (role, hidden) in enumerate({"student": 16, "teacher": 32}.items()):
-        module: Any = build_module("llama", seed=seed, dtype=torch.float32, vocab=len(tokenizer()), hidden=hidden)
-        module.save_pretrained(folder / role)
-        tokenizer().save_pretrained(folder / role)
-    return folder
-
-
-def raw(models: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    sizes = {"level": "easy", "train_size": 20, "validation_size": 6, "test_size": 5}
-    recipe = {
-        "base": {
-            "student": str(models / "student"),
-            "teacher": str(models / "teacher"),
-            "task": {"name": "arithmetic", "options": sizes, "max_prompt_tokens": 72},
-            "rollout": {"max_new_tokens": 6},
-            "train": {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "checkpoint_every": 1, "device": "cpu"},
-            "eval": {"every": 1, "bootstrap": 10},
-        },
-        "methods": [{"name": "kd", "method": "supervised_kd"}, {"name": "gkd", "method": "gkd"}],
-        "seeds": [0, 1], "resamples": 30, "jobs": 1, "output": str(output),
-    }  # fmt: skip
-    return config_io.deep_merge(recipe, changes)
 
 
 def test_end_to_end(models: Path, tmp_path: Path) -> None:
@@ -65,6 +37,7 @@ def test_end_to_end(models: Path, tmp_path: Path) -> None:
             assert not (folder / "checkpoints").exists()
             lines = (folder / "test" / "completions.jsonl").read_text().splitlines()
             assert [json.loads(line)["decoding"] for line in lines] == ["greedy"] * 5 + ["T=1"] * 5
+    assert len(list((tmp_path / "out" / "starts").glob("*/evaluation"))) == 2  # one for each seed: both methods read it
     first = result.methods[0].runs[0]
     assert first.record.tokens == sum(
         json.loads(line)["tokens"]

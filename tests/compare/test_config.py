@@ -43,6 +43,7 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "compare"
         ({"select_by": "accuracy"}, 'select_by=accuracy: needs a metric and a decoding, as in "accuracy, greedy"'),
         ({"select_by": "accuracy, gredy"}, "select_by=accuracy, gredy: validation is not decoded so; did you mean 'greedy'"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] has a seed twice"),
+        ({"methods": [{"name": "a", "seeds": [2, 2]}]}, r"seeds of method a=\[2, 2\] has a seed twice"),
     ],
 )  # fmt: skip
 def test_errors_name_the_place_and_the_fix(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

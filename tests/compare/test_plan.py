@@ -39,6 +39,7 @@ def test_the_runs_of_search_and_comparison(make_recipe: MakeRecipe) -> None:
         {"name": "kd", "method": "supervised_kd", "search": {}},
         {"name": "gkd", "method": "gkd", "train": {"batch_size": 8}, "search": {**GRID, "train.steps": [4, 5]}},
         {"name": "other", "method": "gkd"},
+        {"name": "many", "method": "gkd", "search": {}, "seeds": [3, 1, 2]},
     ]
     recipe = make_recipe(methods=methods, search=GRID, search_seeds=[0, 7])
     variants = plan.expand(recipe)
@@ -54,6 +55,7 @@ def test_the_runs_of_search_and_comparison(make_recipe: MakeRecipe) -> None:
     assert [cell.config.seed for cell in finals] == [0, 1]
     assert finals[0].folder in {cell.folder for cell in cells}
     assert finals[1].folder not in {cell.folder for cell in cells}
+    assert [cell.config.seed for cell in plan.final_cells(recipe, variants[3], {})] == [3, 1, 2]  # its own
 
 
 def test_a_folder_is_named_by_what_shapes_the_run(make_recipe: MakeRecipe, tmp_path: Path) -> None:

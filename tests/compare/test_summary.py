@@ -24,7 +24,7 @@ def method(
     finals = [FinalRun(name, str(i), run, held_out_record(run.curve[-1].scores[0].value, PROTOCOL, examples), initial)
               for i, run in enumerate(runs)]  # fmt: skip
     chosen = {"point": {}, "score": None, "edges": (), "tried": (), **choice}
-    return Method(Variant(name, name, {}, {}, ({},)), Choice(name, **chosen), tuple(finals))  # type: ignore[arg-type]
+    return Method(Variant(name, name, {}, {}, ({},), (0,)), Choice(name, **chosen), tuple(finals))  # type: ignore[arg-type]
 
 
 def test_equal_steps_by_hand() -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from tutelage.compare import records
 from tutelage.compare.intervals import replicate
 from tutelage.compare.records import EvaluationProtocol, EvaluationRecord, RunRecord
+from tutelage.compare.start import Start
 from tutelage.eval.evaluate import evaluate
 from tutelage.eval.results import Evaluation, save
 from tutelage.models import load
@@ -98,7 +99,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _train(job: Job) -> None:
     config = job.config.model_copy(update={"resume": holds_run(job.folder)})
-    result = run(config, console=Console(quiet=True))
+    start = Start(config, job.folder.parent.parent / "starts")
+    result = run(config, console=Console(quiet=True), start=start)
     assert result.after is not None  # eval.final is validation
     metrics = read_metrics(job.folder / "metrics.jsonl")
     record = records.run_record(job.config, result.before, result.after, metrics, job.threads)

@@ -300,12 +300,17 @@ def _about(result: ComparisonResult) -> list[str]:
     recipe = result.recipe
     chosen_by = " and ".join(recipe.select_by) or "the headline metric over all decodings"
     return [
-        f"Seeds: {', '.join(map(str, recipe.seeds))}. Validation: {_examples(recipe.validation_limit)} examples; test: "
+        f"Seeds: {_seeds(recipe)}. Validation: {_examples(recipe.validation_limit)} examples; test: "
         f"{_examples(recipe.test_limit)}, evaluated once for each run after hyperparameters were chosen.",
         f"Hyperparameters are the best on validation by {chosen_by} (search seeds: {', '.join(map(str, recipe.search_seeds))}). "
         "Seconds are those of training steps (rollouts, rewards, teacher, update, ...), without evaluations and checkpoints; tokens "
         "those of the completions trained on, not of prompts.",
     ]
+
+
+def _seeds(recipe: ComparisonRecipe) -> str:
+    own = [f"of {entry.name}: {', '.join(map(str, entry.seeds))}" for entry in recipe.methods if entry.seeds]
+    return "; ".join([", ".join(map(str, recipe.seeds)), *own])
 
 
 def _examples(limit: int | None) -> str:

@@ -48,6 +48,8 @@ class MethodEntry(Recipe):
     """One method for each of these student data fractions."""
     search: Search | None = None
     """The method's own grid; None: the comparison's."""
+    seeds: tuple[int, ...] | None = Field(None, min_length=1)
+    """The method's own seeds; None: the comparison's."""
 
     @model_validator(mode="after")
     def _check(self) -> MethodEntry:
@@ -55,6 +57,7 @@ class MethodEntry(Recipe):
         for many, one in (("divergences", "divergence"), ("fractions", "student_data_fraction")):
             if {many, one} <= given:
                 raise UserError(f"method {self.name} has both {many} and {one}; keep one")
+        _refuse_repeated(f"seeds of method {self.name}", self.seeds or ())
         return self
 
 
@@ -117,11 +120,14 @@ class ComparisonRecipe(ComparisonOptions):
                     f"select_by={metric}, {decoding}: validation is not decoded so; {nearest(decoding, self.decodings)} "
                     f"(temperatures={list(self.temperatures)})"
                 )
-        for name in ("seeds", "search_seeds"):
-            seeds = getattr(self, name)
-            if len(set(seeds)) < len(seeds):
-                raise UserError(f"{name}={list(seeds)} has a seed twice; give each once")
+        _refuse_repeated("seeds", self.seeds)
+        _refuse_repeated("search_seeds", self.search_seeds)
         return self
+
+
+def _refuse_repeated(where: str, seeds: tuple[int, ...]) -> None:
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}={list(seeds)} has a seed twice; give each once")
 
 
 def read(recipe: Path | Mapping[str, Any], options: Mapping[str, Any] | None = None) -> ComparisonRecipe:

@@ -74,7 +74,7 @@ def run_here(jobs: Sequence[Job], work: Work, parallel: int, console: Console) -
 
 
 def run_spawned(jobs: Sequence[Job], work: Work, parallel: int, console: Console) -> list[Failure]:
-    """Every job in a fresh process, `parallel` at a time; a job that fails does not stop the others.
+    """Every job in a process of its own, `parallel` at a time; a job that fails does not stop the others.
 
     Args:
         jobs: in the order they start in, each in a folder of its own.
@@ -124,8 +124,14 @@ def steps_done(folder: Path) -> int:
 
 def _start(work: Work, job: Job) -> BaseProcess:
     """Starts the process with Ctrl-C blocked: the terminal sends it to every process of its group, and a run that hears it
-    twice, from the terminal and from here, dies without a checkpoint."""
-    process = multiprocessing.get_context("spawn").Process(target=_process, args=(work, job))
+    twice, from the terminal and from here, dies without a checkpoint.
+
+    It is a copy of a process that has only imported what runs import, which takes seconds; this one is not copied, for it may
+    have threads and a GPU.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tutelage.compare.cell"])
+    process = context.Process(target=_process, args=(work, job))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
@@ -139,6 +145,7 @@ def _process(work: Work, job: Job) -> NoReturn:
     import torch
     from transformers.utils import logging as transformers_logging
 
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # see `_start`
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / FAILURE).unlink(missing_ok=True)

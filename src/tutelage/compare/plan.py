@@ -32,6 +32,7 @@ class Variant:
         keys: nested keys of its recipe, the base's among them.
         own: those of them that the base does not give alone.
         grid: hyperparameters to choose from, by dotted key; a single point is no choice and needs no search.
+        seeds: of its runs.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Variant:
     keys: Mapping[str, Any]
     own: Mapping[str, Any]
     grid: tuple[Mapping[str, Any], ...]
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,10 @@ def expand(recipe: ComparisonRecipe) -> tuple[Variant, ...]:
 def _variants(recipe: ComparisonRecipe, entry: MethodEntry) -> Iterator[Variant]:
     base = recipe.base.model_dump(exclude_unset=True)
     own = entry.model_dump(exclude_unset=True)
-    for key in ("name", "label", "divergences", "fractions", "search"):
+    for key in ("name", "label", "divergences", "fractions", "search", "seeds"):
         own.pop(key, None)
     grid = points(recipe.search if entry.search is None else entry.search)
+    seeds = recipe.seeds if entry.seeds is None else entry.seeds
     for divergence in entry.divergences or (None,):
         for fraction in entry.fractions or (None,):
             more: dict[str, Any] = {}
@@ -123,7 +126,7 @@ def _variants(recipe: ComparisonRecipe, entry: MethodEntry) -> Iterator[Variant]
                 name.append(f"{fraction:g}")
                 label.append(f"fraction {fraction:g}")
             keys = {**own, **more}
-            yield Variant(" ".join(name), ", ".join(label), config_io.deep_merge(base, keys), keys, grid)
+            yield Variant(" ".join(name), ", ".join(label), config_io.deep_merge(base, keys), keys, grid, seeds)
 
 
 def search_cells(recipe: ComparisonRecipe, variants: Sequence[Variant]) -> list[Cell]:
@@ -138,8 +141,8 @@ def search_cells(recipe: ComparisonRecipe, variants: Sequence[Variant]) -> list[
 
 
 def final_cells(recipe: ComparisonRecipe, variant: Variant, point: Mapping[str, Any]) -> list[Cell]:
-    """The runs of a variant that are compared: its chosen point with every seed."""
-    return [make_cell(recipe, variant, point, seed) for seed in recipe.seeds]
+    """The runs of a variant that are compared: its chosen point with each of its seeds."""
+    return [make_cell(recipe, variant, point, seed) for seed in variant.seeds]
 
 
 def make_cell(recipe: ComparisonRecipe, variant: Variant, point: Mapping[str, Any], seed: int) -> Cell:

@@ -152,9 +152,8 @@ def encode_completion(tokenizer: Any, text: str, end: EndOfTurn | None = None) -
 
 def _encode_text(tokenizer: Any, text: str, encoder_decoder: bool) -> list[int]:
     ids: list[int] = list(tokenizer(text)["input_ids"])
-    if encoder_decoder:
-        return ids
     eos = tokenizer.eos_token_id
-    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-    added = eos is not None and ids[-1:] == [eos] and plain[-1:] != [eos]
-    return ids[:-1] if added else ids
+    if encoder_decoder or eos is None or ids[-1:] != [eos]:
+        return ids
+    written = tokenizer(text, add_special_tokens=False)["input_ids"][-1:] == [eos]
+    return ids if written else ids[:-1]
