@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ EXAMPLES = 300
 COLUMNS = ("method", "seed", "temperature", "metric", "value", "self_bleu", "distinct_2", "examples", "samples", "run")
 
 
-def measure(part: str, recipe: dict[str, Any], folder: Path, console: Console) -> None:
+def measure(part: str, recipe: dict[str, Any], folder: Path, console: Console, processes: int = 1) -> None:
     """Samples every finished student of a comparison on validation and writes runs.csv; the same students are not sampled again.
 
     Args:
@@ -34,6 +36,7 @@ def measure(part: str, recipe: dict[str, Any], folder: Path, console: Console) -
         recipe: of that part.
         folder: for the table.
         console: for the progress bar.
+        processes: students sampled at a time; 1: in this process.
 
     Raises:
         UserError: the part has not run.
@@ -52,10 +55,10 @@ def measure(part: str, recipe: dict[str, Any], folder: Path, console: Console) -
     path = folder / "runs.csv"
     known = _known(path)
     rows = [row for cell in cells for row in known.get(cell.folder.name, [])]
-    for cell in track(cells, "sampling", console=console, transient=True):
-        if cell.folder.name not in known:
-            rows += _sampled(cell)
-            _write(path, rows)  # after each student, so that an interrupted part goes on from there
+    left = [cell for cell in cells if cell.folder.name not in known]
+    for more in track(_all(left, processes), "sampling", total=len(left), console=console, transient=True):
+        rows += more
+        _write(path, rows)  # after each student, so that an interrupted part goes on from there
     # In the order of the recipe, without students that it no longer has.
     _write(path, [row for cell in cells for row in rows if row["run"] == cell.folder.name])
 
@@ -88,6 +91,15 @@ def _known(path: Path) -> dict[str, list[dict[str, Any]]]:
         for run, rows in found.items()
         if [(row["temperature"], row["examples"], row["samples"]) for row in rows] == asked
     }
+
+
+def _all(cells: Sequence[plan.Cell], processes: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each student."""
+    if processes == 1:
+        yield from map(_sampled, cells)
+        return
+    with ProcessPoolExecutor(processes, get_context("forkserver"), torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(_sampled, cells)
 
 
 def _sampled(cell: plan.Cell) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ import verdicts
 from rich.console import Console
 
 from tutelage.compare import compare
+from tutelage.compare.cell import Job
+from tutelage.compare.execute import run_spawned
 from tutelage.errors import UserError
 from tutelage.run import run as train
 from tutelage.train import config_io
+from tutelage.train.config import Config
 from tutelage.train.signals import Interrupted
 
 HERE = Path(__file__).resolve().parent
@@ -39,6 +42,7 @@ ARITHMETIC = (
     "low_data",
     "rl",
     "self",
+    "self_rates",
     "sizes",
     "later",
 )
@@ -46,8 +50,10 @@ MULTI30K = ("multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data")
 # Samples the students of another part.
 DIVERSITY = {"diversity": "divergences", "multi30k_diversity": "multi30k"}
 PARTS = (*ARITHMETIC, *MULTI30K, *DIVERSITY)
+# At a time, each on a core.
+PROCESSES = 2
 # Run only when named: for no claim of their own, on data that has to be there, or in 200 steps what "fractions_few" does in 350.
-ASKED_FOR = ("rates", "fractions", "later", "sizes", *MULTI30K, "multi30k_diversity")
+ASKED_FOR = ("rates", "self_rates", "fractions", "later", "sizes", *MULTI30K, "multi30k_diversity")
 # A part's recipe goes over this one.
 OVER = dict.fromkeys(ARITHMETIC, "arithmetic.base.yaml") | {
     "multi30k_long": "multi30k.yaml",
@@ -57,6 +63,7 @@ OVER = dict.fromkeys(ARITHMETIC, "arithmetic.base.yaml") | {
 FIRST = {
     "rl": ("rl_student.yaml",),
     "self": ("self_teacher.yaml",),
+    "self_rates": ("self_teacher.yaml",),
     "sizes": ("sizes_small.yaml", "sizes_large.yaml"),
     "multi30k": ("multi30k_student.yaml",),
     "multi30k_long": ("multi30k_student.yaml",),
@@ -106,11 +113,9 @@ def run(part: str, options: argparse.Namespace, console: Console) -> int:
     console.rule(part)
     kept = options.results / part
     if part in DIVERSITY:
-        diversity.measure(DIVERSITY[part], recipe(DIVERSITY[part], options.multi30k), kept, console)
+        diversity.measure(DIVERSITY[part], recipe(DIVERSITY[part], options.multi30k), kept, console, PROCESSES)
         return 0
     chosen = recipe(part, options.multi30k)
-    for config in first(part, options.multi30k):
-        once(config, console)
     for name in TABLES:  # another part's, which would be taken for this one's where none of its runs finishes
         (Path(chosen["output"]) / name).unlink(missing_ok=True)
     result = compare(chosen, console=console)
@@ -126,6 +131,30 @@ def keep_tables(comparison: Path, folder: Path) -> None:
             shutil.copyfile(comparison / name, folder / name)
 
 
+def before_all(parts: Sequence[str], options: argparse.Namespace, console: Console) -> None:
+    """The models that the parts start from, several at a time; those that are there are left as they are.
+
+    Raises:
+        UserError: one of them failed.
+        Interrupted: as `run_spawned`.
+    """
+    configs = [config_io.build({**raw, "resume": True}) for part in parts for raw in first(part, options.multi30k)]
+    left = {config.output: config for config in configs if not _is_trained(config)}
+    jobs = [Job(f"training {folder}", folder, config, "trained", None, 1) for folder, config in left.items()]
+    failures = run_spawned(jobs, train_alone, PROCESSES, console) if jobs else []
+    if failures:
+        raise UserError("; ".join(f"{failure.label} failed: {failure.error}" for failure in failures))
+
+
+def train_alone(job: Job) -> None:
+    """The work of a process of `before_all`."""
+    train(job.config, console=Console(quiet=True))
+
+
+def _is_trained(config: Config) -> bool:
+    return (config.output / "model" / "config.json").exists()  # a student is saved whole or not at all
+
+
 def once(raw: Mapping[str, Any], console: Console) -> None:
     """A training run, unless its student is there; an interrupted one goes on.
 
@@ -134,7 +163,7 @@ def once(raw: Mapping[str, Any], console: Console) -> None:
         console: for progress.
     """
     config = config_io.build({**raw, "resume": True})
-    if not (config.output / "model" / "config.json").exists():  # a student is saved whole or not at all
+    if not _is_trained(config):
         console.print(f"training {config.output}", highlight=False, soft_wrap=True)
         train(config, console=console)
 
@@ -150,6 +179,7 @@ def main() -> int:
     try:
         for part in options.parts:
             recipe(DIVERSITY.get(part, part), options.multi30k)  # before the other parts' long work
+        before_all(options.parts, options, console)
         failed = [part for part in options.parts if run(part, options, console)]
         page = verdicts.write(options.results)
     except UserError as error:

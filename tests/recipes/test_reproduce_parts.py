@@ -101,7 +101,7 @@ def test_every_part_is_a_comparison(scripts: dict[str, Any], monkeypatch: pytest
     monkeypatch.chdir(FOLDER.parents[1])
     for part in (*scripts["reproduce"].ARITHMETIC, *scripts["reproduce"].MULTI30K):
         recipe = config.read(scripts["reproduce"].recipe(part, Path("data")))
-        assert len(recipe.seeds) >= 3 or part == "rates"  # which compares nothing
+        assert len(recipe.seeds) >= 3 or part in ("rates", "self_rates")  # which compare nothing
         assert recipe.base.task.data == ("data" if part.startswith("multi30k") else None)
         for variant in plan.expand(recipe):
             for point in variant.grid:  # every option has an effect in every run
