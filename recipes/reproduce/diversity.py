@@ -25,6 +25,8 @@ from tutelage.train.prompts import encoding_of
 TEMPERATURES = (0.3, 0.7, 1.0, 1.3)
 SAMPLES = 4
 EXAMPLES = 300
+# In the folder of a run, so that a student that is trained anew is sampled anew.
+SAMPLED = "diversity.csv"
 COLUMNS = ("method", "seed", "temperature", "metric", "value", "self_bleu", "distinct_2", "examples", "samples", "run")
 
 
@@ -52,15 +54,10 @@ def measure(part: str, recipe: dict[str, Any], folder: Path, console: Console, p
         raise UserError(
             f"{folder.name} samples the students of the part {part}; run that first: --parts {part} {folder.name}"
         )
-    path = folder / "runs.csv"
-    known = _known(path)
-    rows = [row for cell in cells for row in known.get(cell.folder.name, [])]
-    left = [cell for cell in cells if cell.folder.name not in known]
-    for more in track(_all(left, processes), "sampling", total=len(left), console=console, transient=True):
-        rows += more
-        _write(path, rows)  # after each student, so that an interrupted part goes on from there
-    # In the order of the recipe, without students that it no longer has.
-    _write(path, [row for cell in cells for row in rows if row["run"] == cell.folder.name])
+    left = [cell for cell in cells if not _read(cell)]
+    for _ in track(_sample_all(left, processes), "sampling", total=len(left), console=console, transient=True):
+        pass  # each student's samples lie in its folder: an interrupted part goes on from there
+    _write(folder / "runs.csv", [row for cell in cells for row in _read(cell)])
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -74,32 +71,30 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     unfinished.replace(path)
 
 
-def _known(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of an earlier table by run, whose name changes with whatever trains it; only those sampled as this file says."""
+def _read(cell: plan.Cell) -> list[dict[str, str]]:
+    """The rows of a student; none where it was not sampled as this file says."""
+    path = cell.folder / SAMPLED
     if not path.exists():
-        return {}
-    found: dict[str, list[dict[str, Any]]] = {}
+        return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            return {}
-        for row in reader:
-            found.setdefault(row["run"], []).append(row)
+        rows = list(reader)
     asked = [(str(t), str(EXAMPLES), str(SAMPLES)) for t in TEMPERATURES]
-    return {
-        run: rows
-        for run, rows in found.items()
-        if [(row["temperature"], row["examples"], row["samples"]) for row in rows] == asked
-    }
+    found = [(row["temperature"], row["examples"], row["samples"]) for row in rows]
+    return rows if tuple(reader.fieldnames or ()) == COLUMNS and found == asked else []
 
 
-def _all(cells: Sequence[plan.Cell], processes: int) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each student."""
+def _sample_all(cells: Sequence[plan.Cell], processes: int) -> Iterator[None]:
+    """Samples each student, several at a time."""
     if processes == 1:
-        yield from map(_sampled, cells)
+        yield from map(_sample, cells)
         return
     with ProcessPoolExecutor(processes, get_context("forkserver"), torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(_sampled, cells)
+        yield from pool.map(_sample, cells)
+
+
+def _sample(cell: plan.Cell) -> None:
+    _write(cell.folder / SAMPLED, _sampled(cell))
 
 
 def _sampled(cell: plan.Cell) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ from rich.console import Console
 
 from tests.recipes.conftest import FOLDER
 from tutelage.compare import config, plan
+from tutelage.compare.cell import Job
+from tutelage.compare.execute import Failure
 from tutelage.errors import UserError
 from tutelage.train import config_io
 from tutelage.train.methods import resolve
@@ -38,24 +41,23 @@ def test_models_trained_before_a_part_are_those_it_names(
         }
 
 
-def test_samples_of_a_run_are_reused_if_they_are_of_this_run_and_as_asked(
-    scripts: dict[str, Any], tmp_path: Path
-) -> None:
-    diversity, path = scripts["diversity"], tmp_path / "runs.csv"
+def test_samples_of_a_run_are_reused_if_they_are_as_asked(scripts: dict[str, Any], tmp_path: Path) -> None:
+    diversity = scripts["diversity"]
+    about = {"method": "m", "seed": 0, "value": 1.0, "examples": diversity.EXAMPLES, "run": "r"}
 
-    def row(run: str, temperature: float, samples: int) -> dict[str, Any]:
-        about = {"method": "m", "seed": 0, "value": 1.0, "examples": diversity.EXAMPLES}
-        return about | {"run": run, "temperature": temperature, "samples": samples}
-
-    rows = [row("whole", t, diversity.SAMPLES) for t in diversity.TEMPERATURES]
-    rows += [row("torn", diversity.TEMPERATURES[0], diversity.SAMPLES)]
-    rows += [row("fewer", t, diversity.SAMPLES - 1) for t in diversity.TEMPERATURES]
-    for columns, known in ((diversity.COLUMNS, ["whole"]), (diversity.COLUMNS[:-1], [])):
-        with path.open("w", newline="") as file:
+    def read(columns: Sequence[str], temperatures: Sequence[float], samples: int) -> list[dict[str, str]]:
+        with (tmp_path / diversity.SAMPLED).open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
-            writer.writerows(rows)
-        assert list(diversity._known(path)) == known
+            writer.writerows(about | {"temperature": t, "samples": samples} for t in temperatures)
+        return diversity._read(SimpleNamespace(folder=tmp_path))
+
+    columns, temperatures, samples = diversity.COLUMNS, diversity.TEMPERATURES, diversity.SAMPLES
+    assert diversity._read(SimpleNamespace(folder=tmp_path)) == []
+    assert [row["temperature"] for row in read(columns, temperatures, samples)] == [str(t) for t in temperatures]
+    assert read(columns, temperatures[:1], samples) == []
+    assert read(columns, temperatures, samples - 1) == []
+    assert read([name for name in columns if name != "seed"], temperatures, samples) == []
 
 
 def test_sampling_goes_on_after_an_interruption(
@@ -111,3 +113,26 @@ def test_every_part_is_a_comparison(scripts: dict[str, Any], monkeypatch: pytest
 def test_multi30k_without_its_data_is_refused(scripts: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="--multi30k FOLDER"):
         scripts["reproduce"].recipe("multi30k", None)
+
+
+def test_models_that_parts_start_from_are_trained_once_and_before_all(
+    scripts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reproduce, trained = scripts["reproduce"], []
+    failures: list[Failure] = []
+
+    def run_spawned(jobs: Sequence[Job], work: Any, parallel: int, console: Console) -> list[Failure]:
+        trained.extend(str(job.folder) for job in jobs)
+        return failures
+
+    monkeypatch.setattr(reproduce, "run_spawned", run_spawned)
+    options, quiet = SimpleNamespace(multi30k=None), Console(quiet=True)
+    there = tmp_path / "runs/reproduce/rl-student/model"
+    there.mkdir(parents=True)
+    (there / "config.json").touch()
+    reproduce.before_all(["methods", "rl", "self", "self_rates"], options, quiet)
+    assert trained == ["runs/reproduce/self-teacher"]
+    failures.append(Failure("training self-teacher", Path("self-teacher"), "out of memory"))
+    with pytest.raises(UserError, match="training self-teacher failed: out of memory"):
+        reproduce.before_all(["self"], options, quiet)
