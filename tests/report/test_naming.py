@@ -63,3 +63,17 @@ def test_a_table_of_other_columns_names_nothing_and_a_damaged_one_is_named(tmp_p
     (tmp_path / "runs.csv").write_bytes(b"run\n\xff\n")
     with pytest.raises(UserError, match=r"runs\.csv is damaged: .*start the comparison again"):
         names([folder])
+
+
+def test_the_folder_of_a_comparison_stands_for_the_runs_that_it_compares(tmp_path: Path) -> None:
+    rows = [
+        {**dict.fromkeys(table.COLUMNS), "label": "GKD", "seed": seed, "run": run, "phase": phase}
+        for run, seed, phase in (("a1", 0, "search"), ("b2", 0, "final"), ("c3", 1, "final"))
+    ]
+    table.write(rows, tmp_path / "runs")
+    alone = write_run(tmp_path / "alone")
+    for run in ("a1", "b2", "c3"):
+        write_run(tmp_path / "runs" / run)
+    assert [run.name for run in collect([alone, tmp_path])] == ["alone", "GKD, seed 0", "GKD, seed 1"]
+    with pytest.raises(UserError, match="is given twice"):
+        collect([tmp_path, tmp_path / "runs" / "c3"])

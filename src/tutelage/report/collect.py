@@ -17,7 +17,7 @@ from tutelage.eval import marks
 from tutelage.eval.marks import MarkedSequence
 from tutelage.eval.results import Evaluation, Row
 from tutelage.eval.results import read as read_evaluation
-from tutelage.report.naming import names
+from tutelage.report.naming import names, runs_of
 from tutelage.train import config_io
 from tutelage.train.config import Recipe
 from tutelage.train.methods import METHODS
@@ -83,13 +83,14 @@ class RunData:
 
 
 def collect(folders: Sequence[Path]) -> list[RunData]:
-    """Reads run folders.
+    """Reads run folders; the folder of a finished comparison stands for the runs that it compares.
 
     Raises:
         UserError: no folder, one twice, one that holds no run, or a damaged file in one (names it).
     """
     if not folders:
         raise UserError("nothing to report on: name at least one folder of a run (--output of tutelage train)")
+    folders = [run for folder in folders for run in runs_of(folder)]
     resolved = [folder.resolve() for folder in folders]
     twice = [str(folder) for folder, count in Counter(resolved).items() if count > 1]
     if twice:
@@ -119,7 +120,9 @@ def _marked(run: RunData) -> Iterator[MarkedSequence]:
 def _read(folder: Path, name: str) -> RunData:
     if not (folder / "config.yaml").is_file():
         seen = "holds no run (no config.yaml)" if folder.is_dir() else "is no folder"
-        raise UserError(f"{folder} {seen}; name the folder a run was written to (--output of tutelage train)")
+        raise UserError(
+            f"{folder} {seen}; name the folder a run was written to (--output of tutelage train), or that of a finished comparison"
+        )
     config = config_io.validate(Recipe, config_io.load_yaml(folder / "config.yaml"))
     preset = METHODS.get(config.method)
     fraction = preset.student_data_fraction if preset is not None else None

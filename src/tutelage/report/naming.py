@@ -34,6 +34,16 @@ def names(folders: Sequence[Path]) -> list[str]:
     return found
 
 
+def runs_of(folder: Path) -> list[Path]:
+    """The runs that a folder stands for: those that a finished comparison compares, without those of its search, else itself.
+
+    Raises:
+        UserError: the table of the comparison is damaged.
+    """
+    rows = _table(folder / "runs").values()
+    return [folder / "runs" / row["run"] for row in rows if row.get("phase") == "final"] or [folder]
+
+
 def _spellings(row: _Row | None, end: str) -> tuple[str, str, str]:
     """Names of a run from the shortest to the one that no other run has."""
     if row is None:

@@ -83,7 +83,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     """Writes the report of one or several runs: one HTML file that needs no network.
 
     Args:
-        runs: run folders, as `tutelage train` leaves them; unfinished ones too.
+        runs: run folders, as `tutelage train` leaves them, unfinished ones too, and folders of finished comparisons.
         output: the file; its folder is made.
 
     Returns:
