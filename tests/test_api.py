@@ -59,6 +59,11 @@ def test_a_pair_becomes_a_model(calls: list[tuple[Any, dict[str, Any]]], monkeyp
         tutelage.distill(student=(module, "tokenizer"), teacher="t", task="gsm8k", gradient_checkpointing=True)  # type: ignore[arg-type]
 
 
+def test_what_is_no_task_is_refused() -> None:
+    with pytest.raises(UserError, match="task is of type object, which has no name, metric, generation"):
+        tutelage.distill(student="s", teacher="t", task=object())  # type: ignore[arg-type]
+
+
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(UserError, match="teacher is of type int; give a path, a hub name or a pair"):
         tutelage.distill(student="s", teacher=3, task="gsm8k")  # type: ignore[arg-type]

@@ -205,6 +205,7 @@ CASES: dict[str, tuple[Break, Sequence[str]]] = {
     "wrong values": (keys({"train.steps": 0, "train.batch_size": "two"}), ["2 problems", "train.steps: saw 0", "batch_size: saw"]),
     "warm-up without end": (key("train.warmup_steps", 4), ["train.warmup_steps is 4", "train.steps=4"]),
     "likelihood with a divergence": (keys({"method": "sft", "divergence": "jsd(0.5)"}), ["method=sft", "takes no divergence"]),
+    "key in the options of the task": (key("task.options.data", "rows.jsonl"), ["task.options.data is no option of a task; use task.data"]),
     "idle option": (key("train.matrix_learning_rate", 0.1), ["train.matrix_learning_rate=0.1 has no effect", "train.optimizer=muon"]),
     "no teacher": (key("teacher", None), ["method=gkd needs a teacher: set --teacher"]),
     "no student": (key("student", None), ["no student given: set --student"]),
@@ -212,16 +213,19 @@ CASES: dict[str, tuple[Break, Sequence[str]]] = {
     "missing student folder": (key("student", "./nowhere/student"), ["no model folder at './nowhere/student'"]),
     "missing teacher folder": (key("teacher", "./nowhere/teacher"), ["no model folder at './nowhere/teacher'"]),
     "different tokenizers": (foreign_teacher, ["different tokenizers: 2 ids differ", "student '$', teacher '%'"]),
-    "too many layers": (key("student_model", {"init": "teacher_layers", "layers": 3}), ["layers=3, but the teacher has 2"]),
+    "too many layers": (
+        keys({"student": None, "student_model": {"init": "teacher_layers", "layers": 3}}),
+        ["layers=3, but the teacher has 2"],
+    ),
     "past the last position": (key("rollout.max_new_tokens", 93), ["96 positions", "up to 5 and", "up to 93", "lower task.max_prompt"]),
     "completion past the last position": (
         row({"prompt": "1", "completion": "2 " * 100}, method="supervised_kd"),
         ["training example 2 has a prompt of 1 and a completion of", "has 96 positions"],
     ),
     # The output folder.
-    "output under a file": (output_under_a_file, ["cannot write to the output folder", "Not a directory", "choose another --output"]),
+    "output under a file": (output_under_a_file, ["cannot write to the output folder", "Not a directory", "choose another output"]),
     "full disk": (full_disk, ["0 MB free", "train.keep_checkpoints"]),
-    "an earlier run": (after_a_run(), ["already holds a run", "--resume", "--overwrite"]),
+    "an earlier run": (after_a_run(), ["already holds a run: go on with it (resume), delete it (overwrite)"]),
     "another configuration": (
         after_a_run("--resume", "--train.learning-rate", "0.5", "--divergence", "reverse_kl"),
         ["another configuration", "train.learning_rate: 0.0003 there, 0.5 now", "divergence: None there, 'reverse_kl' now"],

@@ -10,6 +10,7 @@ from tutelage.errors import UserError
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.options import ModelConfig, StudentConfig
 from tutelage.tasks.base import Task
+from tutelage.tasks.checks import checked_task
 from tutelage.train import config_io
 
 if TYPE_CHECKING:
@@ -55,11 +56,11 @@ def distill(
 
     student_name, live_student = _name_and_model(student, "student")
     teacher_name, live_teacher = _name_and_model(teacher, "teacher")
-    live_task = None if isinstance(task, str | Mapping) else task
+    live_task = None if isinstance(task, str | Mapping) else checked_task(task)
     config = config_io.from_flat(
         student=student_name,
         teacher=teacher_name,
-        task=task if isinstance(task, Mapping) else {"name": task if isinstance(task, str) else task.name},
+        task=task if isinstance(task, Mapping) else {"name": task if live_task is None else live_task.name},
         method=method,
         divergence=divergence,
         student_data_fraction=student_data_fraction,

@@ -24,8 +24,12 @@ def write(path: Path, content: str) -> str:
 
 def test_models() -> None:
     assert fingerprints.of_model(None) is fingerprints.of_model("hub/model") is None
-    with pytest.raises(UserError, match=r"no model folder at '\./nowhere'"):
+    with pytest.raises(
+        UserError, match=rf"no model folder at '\./nowhere' \(looked up from {Path.cwd()}\): train it first"
+    ):
         fingerprints.of_model("./nowhere")
+    with pytest.raises(UserError, match=r"no model folder at '/no/such/model': train it first"):
+        fingerprints.of_model("/no/such/model")
 
 
 def test_what_lies_elsewhere_or_nowhere_has_no_hash(tmp_path: Path) -> None:

@@ -4,12 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.models.folders import whole_folder
+from tutelage.models.folders import looked_up, whole_folder
 
 
 def contents(folder: Path) -> dict[str, str]:
     """Path below `folder` -> text."""
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_where_a_relative_path_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert looked_up("models/student") == f" (looked up from {tmp_path})"
+    assert looked_up("/models/student") == looked_up("~/models/student") == ""
 
 
 def write(folder: Path, text: str) -> None:

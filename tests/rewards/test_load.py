@@ -75,10 +75,20 @@ def test_a_name_the_task_does_not_have() -> None:
         reward_of("acuracy")
 
 
+def test_a_function_with_a_dot_for_the_colon() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"no reward of the arithmetic task; did you mean package\.module:mark\? known are accuracy; or use scorer:",
+    ):
+        reward_of("package.module.mark")
+
+
 def test_a_task_without_a_reward_names_the_alternatives() -> None:
     class Talk:
         name = "talk"
 
+    with pytest.raises(UserError, match=r"no rewards of its own; did you mean my_module:mark\? use scorer:FOLDER"):
+        reward_of("my_module.mark", Talk())  # type: ignore[arg-type]
     with pytest.raises(
         UserError, match=r"the talk task has no rewards of its own; use scorer:FOLDER .*package\.module:function"
     ):

@@ -86,7 +86,7 @@ def test_everything_from_a_damaged_line_on_is_cut_off(folder, old, new):
 
 def test_a_step_is_written_once(folder):
     log = RolloutLog(folder)
-    with pytest.raises(UserError, match=r"rollouts\.jsonl already holds step 1; resume the run"):
+    with pytest.raises(UserError, match=r"rollouts\.jsonl already holds step 1; go on with the run \(resume\)"):
         log.append(1, [GIVEN], 1.0)
     assert dict(log) == STEPS
     assert log.seconds(1) == SECONDS[1]
@@ -99,5 +99,5 @@ def test_lines_without_seconds_are_whole_but_have_no_times(folder):
     log = RolloutLog(folder)
     assert dict(log) == STEPS
     assert log.seconds(2) == SECONDS[2]
-    with pytest.raises(UserError, match=r"rollouts\.jsonl holds step 1, but not the seconds it took.*--overwrite"):
+    with pytest.raises(UserError, match=r"rollouts\.jsonl holds step 1, but not the seconds it took.*\(overwrite"):
         log.seconds(1)

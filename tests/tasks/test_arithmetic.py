@@ -142,7 +142,7 @@ def test_problems_fit_the_generation_limits(tokenizer, level):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": "x.jsonl"}, "reads no data, but data is 'x.jsonl'"),
+        ({"data": "x.jsonl"}, "reads no data, but task.data is 'x.jsonl'"),
         ({"level": "brutal"}, "level is 'brutal'; it must be one of easy, medium, hard"),
         ({"steps": (3, 2)}, r"steps is \(3, 2\)"),
         ({"steps": (1, 2, 3)}, "fewest and most equations"),

@@ -103,6 +103,25 @@ def test_answer_without_number(folder):
         GSM8K(data=str(folder)).examples("test")
 
 
+@pytest.mark.parametrize(("kept", "missing"), [("answer", "question"), ("question", "answer")])
+def test_columns_have_no_option(folder, kept, missing):
+    (folder / "test.jsonl").write_text(json.dumps({kept: row(1)[kept], "text": "?"}) + "\n")
+    message = (
+        rf"line 1: no column '{missing}'; it has '{kept}', 'text'; call the right one '{missing}' in the data, or use --task\.name "
+        r"jsonl with --task\.options\.prompt_column and --task\.options\.completion_column$"
+    )
+    with pytest.raises(UserError, match=message):
+        GSM8K(data=str(folder)).examples("test")
+
+
+def test_empty_questions_can_be_left_out(folder):
+    rows = [row(1), {**row(2), "question": " "}]
+    (folder / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    with pytest.raises(UserError, match=r"line 2: column 'question' is empty; .*\(task\.options\.drop_empty leaves"):
+        GSM8K(data=str(folder)).examples("test")
+    assert GSM8K(data=str(folder), drop_empty=True).examples("test") == [row(1)]
+
+
 def test_too_few_rows_for_the_shots(folder):
     task = GSM8K(data=str(folder), n_shots=500)
     with pytest.raises(UserError, match="n_shots is 500, but the train split has"):

@@ -26,11 +26,24 @@ def test_task_options():
     ]  # fmt: skip
 
 
+def test_a_folder_is_no_task(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json").mkdir()
+    with pytest.raises(UserError, match="there is no task 'json', which looks like data"):
+        load_task("json")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("arithmetik", {}, "there is no task 'arithmetik'; did you mean 'arithmetic'"),
         ("zzz", {}, "there is no task 'zzz'; known are arithmetic, gsm8k"),
+        (
+            "rows.jsonl",
+            {},
+            r"there is no task 'rows\.jsonl', which looks like data: give it as task\.data, with task\.name=jsonl",
+        ),
+        ("openai/gsm8k", {}, "there is no task 'openai/gsm8k', which looks like data"),
         ("arithmetic", {"trainsize": 3}, "the arithmetic task has no option 'trainsize'; did you mean 'train_size'"),
         ("jsonl", {"prompt_colum": "q"}, "the jsonl task has no option 'prompt_colum'; did you mean 'prompt_column'"),
     ],

@@ -123,7 +123,7 @@ def test_bad_files(tmp_path, name, content, message):
 
 def test_missing_files_name_what_exists(tmp_path):
     (tmp_path / "training.jsonl").write_text(lines(pair(1)))
-    with pytest.raises(UserError, match=r"data is .*train\.jsonl, which does not exist; .* has training\.jsonl"):
+    with pytest.raises(UserError, match=r"^task\.data is .*train\.jsonl, which does not exist; .* has training\.jsonl"):
         source(tmp_path / "train.jsonl").split("train")
     with pytest.raises(UserError, match=r"there is no folder .*nowhere either"):
         source(tmp_path / "nowhere" / "train.jsonl").split("train")
@@ -131,8 +131,21 @@ def test_missing_files_name_what_exists(tmp_path):
         UserError, match=r"has no train\.jsonl or train\.json or train\.parquet; it has training\.jsonl"
     ):
         source(tmp_path).split("train")
-    with pytest.raises(UserError, match=r"test_data is .*, a folder; it must be a file"):
+    with pytest.raises(UserError, match=r"^task\.options\.test_data is .*, a folder; it must be a file"):
         source(tmp_path, test_data=str(tmp_path)).split("test")
+
+
+def test_missing_files_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chat.jsonl").touch()
+    with pytest.raises(
+        UserError, match=rf"^task\.data is rows\.jsonl, which does not exist; the folder {tmp_path} has chat\.jsonl$"
+    ):
+        source("rows.jsonl").split("train")
+    with pytest.raises(
+        UserError, match=rf"the folder {tmp_path} has no train\.jsonl or .*; it has chat\.jsonl; set --task\.data"
+    ):
+        source(".").split("train")
 
 
 def test_missing_splits_name_the_option(tmp_path):
@@ -207,7 +220,8 @@ def test_hub_offline(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     message = (
-        r"'someone/something', which is no local file or folder, and loading it .* failed \(ConnectionError: no route\)"
+        r"^task\.data is 'someone/something', which is no file or folder in /.*, and loading it .* failed "
+        r"\(ConnectionError: no route\); set task\.data to the path"
     )
     with pytest.raises(UserError, match=message):
         source("someone/something").split("train")

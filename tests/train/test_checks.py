@@ -1,22 +1,47 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import build_model, fixed_rollouts
+from tests.sums import Sums, sums_config
 from tutelage.errors import UserError
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
-from tutelage.train.checks import check_draws, check_implementation, check_length, check_positions, check_signal
+from tutelage.train.checks import (
+    check_draws,
+    check_implementation,
+    check_length,
+    check_positions,
+    check_signal,
+    check_task,
+)
 from tutelage.train.config import Config, LossConfig, RolloutConfig
 from tutelage.train.methods import resolve
 
 
 def live(family: str = "llama", **options: Any) -> LanguageModel:
     return build_model(family, with_tokenizer=True, dtype=torch.float32, **options)
+
+
+class Counted(Sums):
+    """Gives a count where marks are needed."""
+
+    def score(self, completions: Any, examples: Any) -> Any:
+        return len(completions)
+
+
+def test_a_live_task_is_marked_on_the_split_of_the_evaluation_alone(tmp_path: Path) -> None:
+    for final in ("auto", "validation"):
+        with pytest.raises(UserError, match=r"score\(completions, examples\) of the task Counted gave 1 of type int"):
+            check_task(sums_config(tmp_path, **{"eval.final": final}), Counted())
+    check_task(sums_config(tmp_path, **{"eval.final": "none"}), Counted())
+    check_task(sums_config(tmp_path, **{"eval.final": "auto"}), Counted(splits=("train",)))
+    check_task(sums_config(tmp_path, **{"eval.final": "validation"}), Sums())
 
 
 @pytest.mark.parametrize(

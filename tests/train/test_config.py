@@ -65,3 +65,10 @@ def test_teacher_layers_need_no_student() -> None:
     thinned = config_io.build({"teacher": "t", "student_model": {"init": "teacher_layers", "layers": 4}})
     assert thinned.student is None
     assert thinned.student_model.layers == 4
+
+
+@pytest.mark.parametrize("name", ["data", "name", "use_chat", "train_fraction", "options"])
+def test_keys_of_the_section_are_no_options_of_the_task(name: str) -> None:
+    with pytest.raises(UserError, match=rf"^task\.options\.{name} is no option of a task; use task\.{name}$"):
+        config(**{f"task.options.{name}": "x"})
+    assert config(**{"task.options.max_prompt_tokens": 5}).task.options == {"max_prompt_tokens": 5}

@@ -353,5 +353,5 @@ def test_the_failed_batch_is_told_in_words(tmp_path: Path) -> None:
     rollout = Rollout((1,), (2, 3), (-0.5, -math.inf), "stop", 4, 7, 0, "student")
     message = loop.save_failure(tmp_path, 9, [rollout], {"loss": math.inf, "grad_norm": 1.0})
     assert message.startswith("step 10: the loss is inf and the gradient norm 1.0; the weights were not updated.")
-    assert "--overwrite" in message
+    assert "Start over (overwrite, or another output)" in message
     assert json.loads((tmp_path / "failed-step-00000010.json").read_text())["rollouts"][0]["prompt_id"] == 7

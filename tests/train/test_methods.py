@@ -104,6 +104,8 @@ IDLE = [
     ({"rl": {"reward": "bleu", "alpha": 0}, "teacher": None, "divergence": "jsd(0.1)"}, "divergence=jsd(0.1) has no effect: with rl"),
     ({"rl": {"reward": "bleu", "alpha": 0}, "teacher": None, "loss.temperature": 2}, "loss.temperature=2.0 has no effect: with rl"),
     ({"rl": {"reward": "bleu", "alpha": 0}, "teacher": None, "teacher_model.dtype": "bfloat16"}, "with rl.alpha 0 and no teacher"),
+    ({"student_model": {"init": "teacher_layers", "layers": 2}}, "student=s has no effect: student_model.init=teacher_layers makes the"),
+    ({"student": None, "student_model": {"init": "teacher_layers", "layers": 2, "revision": "x"}}, "student_model.revision=x has no"),
 ]  # fmt: skip
 
 
@@ -118,6 +120,7 @@ def test_options_without_effect_are_refused(raw: dict[str, Any], message: str) -
     "raw",
     [
         {"method": "sft", "teacher": "t", "student": None, "student_model": {"init": "teacher_layers", "layers": 2}},
+        {"student_model": {"init": "config", "revision": "x"}},  # of the student's config.json
         {"method": "sft", "rollout.max_new_tokens": 9},  # evaluations write as many
         {"method": "seqkd", "rollout.teacher_temperature": 1.0},
         {"train.optimizer": "muon", "train.matrix_learning_rate": 0.1},

@@ -158,7 +158,23 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(clock: list[floa
     lines = output.getvalue().splitlines()
     # 4 seconds a step: a line at the first step, then at most every 10 seconds, then at the last.
     assert [line.split()[1] for line in lines] == ["1/30", *(f"{n}/30" for n in range(4, 30, 3)), "30/30"]
-    assert lines[0] == "step 1/30  loss 2.0000  100 tokens/s  rollout 75% update 25%"
+    assert lines[0] == "step 1/30  loss 2.0000  100 tokens/s  rollout 75% update 25%  1 min 56 s left"
+    assert lines[-1].endswith("update 25%")
+
+
+def test_the_time_left_is_by_the_steps_of_this_process(clock: list[float]) -> None:
+    output = io.StringIO()
+    with metrics.Progress(40, metrics.Stopwatch(), done=30, console=Console(file=output)) as progress:
+        clock[0] += 6.0
+        progress.update(32, loss=1.0, tokens=1)
+    assert output.getvalue().endswith("  24 s left\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (80.0, "1 min 20 s"), (7530.0, "2 h 5 min")]
+)
+def test_a_time_in_words(seconds: float, words: str) -> None:
+    assert metrics.in_words(seconds) == words
 
 
 def test_progress_can_be_silent() -> None:

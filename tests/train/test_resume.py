@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import time
@@ -153,9 +155,16 @@ def test_a_signal_checkpoints_and_leaves(
     stop = {"target": "tutelage.train.optim:Optimizer.step", "when": "before", "call": 2, "signal": number}
     ended = server.run(command(models, output, "gkd-llama"), stop)
     assert ended.status == status, ended.printed
-    assert f"{number.name}: stopped after step 2, go on with --resume --output {output}" in ended.printed
+    told = re.search(
+        rf"^{number.name}: stopped after step 2, go on with: tutelage (.+) \(in Python: ", ended.printed, re.MULTILINE
+    )
+    assert told is not None, ended.printed
     assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-00000002"]
-    assert resumed(models, output, "gkd-llama", server) == undisturbed("gkd-llama")
+    (output.parent / "recipe.yaml").unlink()  # what is told needs the run's folder alone
+    ended = server.run(shlex.split(told[1]))
+    assert ended.status == 0, ended.printed
+    assert f"going on from step 2 of 8 in {output}" in ended.printed
+    assert outcome(output) == undisturbed("gkd-llama")
 
 
 def test_the_log_is_replayed_and_not_written_anew(models: Path, tmp_path: Path, server: RunServer) -> None:
@@ -235,6 +244,7 @@ def test_resume_without_a_run_starts_one_and_says_so(
     ended = server.run(command(models, output, "gkd-llama", "--resume"))  # of a finished run: nothing changes
     assert ended.status == 0
     assert "no run to resume" not in ended.printed
+    assert f"all 8 steps in {output} are done: only saving the student" in ended.printed
     assert outcome(output) == undisturbed("gkd-llama")
 
 

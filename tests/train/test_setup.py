@@ -160,7 +160,7 @@ def test_an_earlier_run_is_kept_unless_told(make_config: MakeConfig) -> None:
     config = make_config()
     begin(config)
     assert holds_run(config.output)
-    with pytest.raises(UserError, match=r"already holds a run: go on with it \(--resume\), delete it \(--overwrite\)"):
+    with pytest.raises(UserError, match=r"already holds a run: go on with it \(resume\), delete it \(overwrite\)"):
         check_output(config)
     check_output(make_config(resume=True))
     with pytest.raises(UserError, match=r"was written with another configuration .*seed: 0 there, 5 now"):
@@ -212,7 +212,7 @@ def test_the_training_data_is_part_of_the_run(make_config: MakeConfig) -> None:
     for other in (edited, PROMPTS[:-1]):
         with pytest.raises(
             UserError,
-            match=rf"other training data: 6 examples there, {len(other)} of task\.data=rows\.jsonl now, .*--overwrite",
+            match=rf"other training data: 6 examples there, {len(other)} of task\.data=rows\.jsonl now, .*start over \(overwrite\)",
         ):
             check_data(config, other)
     check_data(make_config(overwrite=True), edited)

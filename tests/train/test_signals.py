@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tutelage.train import signals
-from tutelage.train.signals import Interrupted, StopRequest, leaving_on_sigterm
+from tutelage.train.signals import Interrupted, StopRequest, how_to_go_on, leaving_on_sigterm
 
 signals_are_dropped = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -38,10 +38,15 @@ def test_the_first_signal_is_a_request(number: signal.Signals) -> None:
         os.kill(os.getpid(), number)
         assert stop.requested
         with pytest.raises(
-            Interrupted, match=f"{number.name}: stopped after step 7, go on with --resume --output out"
+            Interrupted, match=f"{number.name}: stopped after step 7, go on with: tutelage train"
         ) as left:
             stop.leave_if_requested(7, Path("out"))
     assert left.value.signal_number == number
+
+
+def test_the_command_that_goes_on_can_be_copied_into_a_shell() -> None:
+    command = "tutelage train 'my runs/1/config.yaml' --resume"
+    assert how_to_go_on(Path("my runs/1")) == f"go on with: {command} (in Python: the same call with resume=True)"
 
 
 def test_a_second_signal_acts_at_once() -> None:
@@ -81,14 +86,14 @@ def test_sigterm_outside_the_steps_says_what_to_do_and_leaves() -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def body() -> None:
-        with leaving_on_sigterm(lambda: "go on with --resume"):
+        with leaving_on_sigterm(lambda: "go on with a command"):
             with StopRequest() as stop:  # the steps' own comes first, and gives back
                 os.kill(os.getpid(), signal.SIGTERM)
                 assert stop.requested
             os.kill(os.getpid(), signal.SIGTERM)
             pytest.fail("went on")
 
-    with pytest.raises(Interrupted, match="SIGTERM: stopped, go on with --resume") as left:
+    with pytest.raises(Interrupted, match="SIGTERM: stopped, go on with a command") as left:
         body()
     assert left.value.signal_number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from tutelage.errors import UserError
+from tutelage.models.folders import looked_up
 from tutelage.rewards.load import SCORER, import_function, is_scorer
 from tutelage.tasks.base import SPLITS
 from tutelage.tasks.rows import SUFFIXES
@@ -31,7 +32,9 @@ def of_model(model: str | None) -> str | None:
     folder = Path(model).expanduser()
     if not folder.exists():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            raise UserError(f"no model folder at {model!r}: train it first, or give another student or teacher")
+            raise UserError(
+                f"no model folder at {model!r}{looked_up(model)}: train it first, or give another student or teacher"
+            )
         return None
     digest = hashlib.sha256()
     files = [folder] if folder.is_file() else sorted(path for kind in _WEIGHTS for path in folder.glob(kind))

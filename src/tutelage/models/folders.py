@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def looked_up(path: str) -> str:
+    """Behind a path in an error message: the folder that a relative one starts from; nothing behind an absolute one."""
+    return "" if Path(path).expanduser().is_absolute() else f" (looked up from {Path.cwd()})"
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its name when the context ends without an error.

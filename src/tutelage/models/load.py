@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, how_to_install
 from tutelage.models.configs import attention_for, set_dropout
-from tutelage.models.folders import whole_folder
+from tutelage.models.folders import looked_up, whole_folder
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.options import LoraConfig, ModelConfig, StudentConfig
 from tutelage.models.thin import thin
@@ -28,8 +30,8 @@ def load(
         dropout: replaces every dropout rate of the configuration.
 
     Raises:
-        UserError: the folder or the file does not exist, is that of a run, or holds no complete model; or the model cannot be
-            taken apart.
+        UserError: the folder or the file does not exist, is that of a run, or holds no complete model; bitsandbytes is needed
+            and not installed; or the model cannot be taken apart.
     """
     from safetensors import SafetensorError
 
@@ -39,7 +41,8 @@ def load(
     except UserError:
         raise
     except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot load a model from {path!r}: {error}") from error
+        on_hub = f"there is no folder {path!r} in {Path.cwd()}, and loading it from the Hugging Face hub failed: "
+        raise UserError(f"cannot load a model from {path!r}: {'' if Path(path).is_dir() else on_hub}{error}") from error
     if gguf_file:
         _forget_quantisation(module)
         module = module.to(_dtype(options, "float32"))
@@ -68,6 +71,7 @@ def _load_parts(
     if fresh:
         dtype = _dtype(options, "float32")
         return auto.from_config(config, dtype=dtype, trust_remote_code=options.trust_remote_code, **extra), tokenizer
+    _check_bitsandbytes(path, options.quantization or config.to_dict().get("quantization_config") or {})
     if options.quantization:
         extra["quantization_config"] = _quantisation(options.quantization)
     # A GGUF file is dequantised while loading, and in float32 only does that lose nothing.
@@ -198,8 +202,8 @@ def _located(path: str, gguf_file: str | None) -> tuple[str, str | None]:
         return path, gguf_file
     seen = sorted(p.name for p in local.parent.iterdir())[:8] if local.parent.is_dir() else []
     raise UserError(
-        f"no model folder at {path!r}"
-        + (f"; {local.parent} holds {', '.join(seen)}" if seen else f"; {local.parent} does not exist either")
+        f"no model folder at {path!r}{looked_up(path)}; "
+        + (f"{local.parent.absolute()} holds {', '.join(seen)}" if seen else f"{local.parent} does not exist either")
     )
 
 
@@ -211,6 +215,16 @@ def _check_folder(folder: Path, gguf_file: str | None) -> None:
             raise UserError(f"no GGUF file {gguf_file!r} in {folder.absolute()}; that holds {seen}")
     elif not (folder / "config.json").exists() and (folder / "run.json").is_file() and (folder / "model").is_dir():
         raise UserError(f"{folder} is the folder of a run, not of a model; give the model in it: {folder / 'model'}")
+
+
+def _check_bitsandbytes(path: str, quantization: Mapping[str, Any]) -> None:
+    """Raises UserError when a quantisation is by bitsandbytes, of which 4 and 8 bits are a sign too, and there is none."""
+    asked = str(quantization.get("quant_method")).startswith("bitsandbytes")
+    asked = asked or bool(quantization.get("load_in_4bit") or quantization.get("load_in_8bit"))
+    if asked and find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"{path!r} is to be quantised by bitsandbytes, which is not installed: {how_to_install('quantised')}"
+        )
 
 
 def _dtype(options: ModelConfig, default: str) -> Any:

@@ -93,7 +93,7 @@ class FunctionReward:
 def _failure(name: str, sample: Sample, problem: str) -> UserError:
     return UserError(
         f"the reward {name} {problem}, for the completion {_excerpt(sample.completion)} of the prompt {_excerpt(sample.prompt)}; "
-        "the weights were not updated: correct the reward, then go on with --resume"
+        "the weights were not updated: correct the reward, then go on (resume)"
     )
 
 

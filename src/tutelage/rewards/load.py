@@ -68,12 +68,13 @@ def check_sampling(sampling: Sampling) -> None:
 def task_reward(name: str, task: Task) -> FunctionReward:
     """The task's own reward of this name. Raises UserError when it has none of it."""
     known: Mapping[str, Callable[[str, Example], float]] = task.rewards if isinstance(task, Rewarding) else {}
+    module, _, function = name.rpartition(".")
+    meant = f"did you mean {module}:{function}? " if module else ""
     if not known:
-        raise UserError(f"rl.reward={name}: the {task.name} task has no rewards of its own; use {_OTHERS}")
+        raise UserError(f"rl.reward={name}: the {task.name} task has no rewards of its own; {meant}use {_OTHERS}")
     if name not in known:
-        raise UserError(
-            f"rl.reward={name}: no reward of the {task.name} task; {nearest(name, known)}; or use {_OTHERS}"
-        )
+        hint = f"{meant}known are {', '.join(known)}" if meant else nearest(name, known)
+        raise UserError(f"rl.reward={name}: no reward of the {task.name} task; {hint}; or use {_OTHERS}")
     mark = known[name]
 
     def of_task(prompt: str, completion: str, reference: str | None, example: Example) -> float:

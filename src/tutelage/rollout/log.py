@@ -58,7 +58,7 @@ class RolloutLog:
         if step not in self._seconds:
             raise UserError(
                 f"{self.path} holds step {step}, but not the seconds it took, which earlier versions did not keep: the times of "
-                "this run would be wrong. Start over (--overwrite; a run of a comparison: delete its folder)"
+                "this run would be wrong. Start over (overwrite; a run of a comparison: delete its folder)"
             )
         return self._seconds[step]
 
@@ -75,7 +75,7 @@ class RolloutLog:
         """
         if step in self._offsets:
             raise UserError(
-                f"{self.path} already holds step {step}; resume the run (--resume) or start over (--overwrite)"
+                f"{self.path} already holds step {step}; go on with the run (resume) or start over (overwrite)"
             )
         body = json.dumps([asdict(r) for r in rollouts], separators=(",", ":"))
         self._offsets[step] = self._file.tell()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from tutelage.errors import UserError, nearest
 from tutelage.tasks.base import Example, Generation, Message, Scores, Task
+from tutelage.tasks.rows import SUFFIXES
 
 __all__ = ["TASKS", "Example", "Generation", "Message", "Scores", "Task", "load_task", "task_options"]
 
@@ -50,6 +52,11 @@ def task_options(name: str) -> list[str]:
 
 def _task_class(name: str) -> Any:
     if name not in TASKS:
+        if "/" in name or name.lower().endswith(SUFFIXES) or Path(name).exists():
+            raise UserError(
+                f"there is no task {name!r}, which looks like data: give it as task.data, with task.name=jsonl or another task that "
+                f"reads it; known are {', '.join(TASKS)}"
+            )
         raise UserError(f"there is no task {name!r}; {nearest(name, TASKS)}")
     module, cls = TASKS[name]
     return getattr(import_module(f"tutelage.tasks.{module}"), cls)

@@ -118,7 +118,7 @@ class Arithmetic:
     ) -> None:
         if data is not None:
             raise UserError(
-                f"the arithmetic task generates its problems and reads no data, but data is {data!r}: drop it"
+                f"the arithmetic task generates its problems and reads no data, but task.data is {data!r}: drop it"
             )
         if level not in LEVELS:
             raise UserError(f"level is {level!r}; it must be one of {', '.join(get_args(Level))}")

@@ -33,7 +33,7 @@ class GSM8K:
         strip_annotations: leave the `<<3+4=7>>` out of the references (and out of the examples).
         calculator: during evaluation, work out each annotation for the model as it writes it.
         validation_data: a file of validation rows, in place of the carved ones.
-        test_data, validation_fraction, data_config: see `DataSource`.
+        test_data, validation_fraction, data_config, drop_empty: see `DataSource`.
         max_prompt_tokens: limit of the prompt; None: 512, and 256 for each of the `n_shots`.
         max_new_tokens: limit of the completion.
 
@@ -56,6 +56,7 @@ class GSM8K:
         test_data: str | None = None,
         validation_fraction: float | None = 0.05,
         data_config: str | None = "main",
+        drop_empty: bool = False,
         max_prompt_tokens: int | None = None,
         max_new_tokens: int = 320,
     ) -> None:
@@ -78,6 +79,7 @@ class GSM8K:
             test_data=test_data,
             validation_fraction=validation_fraction,
             data_config=data_config,
+            drop_empty=drop_empty,
         )
 
     def examples(self, split: str) -> Sequence[Example]:
@@ -135,7 +137,7 @@ def _ask(example: Example) -> str:
 
 
 def _check(row: Example) -> None:
-    text(row, "question", "data", "prompt")
-    answer = text(row, "answer", "data", "completion")
+    text(row, "question", None, "prompt")
+    answer = text(row, "answer", None, "completion")
     if final_number(answer) is None:
         raise BadRowError("column 'answer' has no number after ####; GSM8K's answers end with one")

@@ -48,7 +48,9 @@ class Jsonl:
         max_new_tokens: int = 256,
     ) -> None:
         if data is None:
-            raise UserError(f"the {self.name} task needs data: a file, a folder with train.jsonl, or a hub data set")
+            raise UserError(
+                f"the {self.name} task needs data: set task.data to a file, a folder with train.jsonl, or a hub data set"
+            )
         if metric not in METRICS:
             raise UserError(f"metric is {metric!r}; it must be one of {', '.join(METRICS)}")
         if completion_column is None and messages_column is None and metric != "none":

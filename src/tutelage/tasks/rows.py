@@ -155,7 +155,7 @@ class DataSource:
         """The unchecked rows of a split, or None where the data has no such split."""
         override = {"validation": self.validation_data, "test": self.test_data}.get(split)
         if override is not None:
-            return read_file(_existing(override, f"{split}_data"))
+            return read_file(_existing(override, f"task.options.{split}_data"))
         path = Path(self.data).expanduser()
         if path.is_file():
             return read_file(path) if split == "train" else None
@@ -167,14 +167,14 @@ class DataSource:
                 )
             return read_file(found[0]) if found else None
         if _looks_local(self.data):
-            _existing(self.data, "data")
+            _existing(self.data, "task.data")
         return _read_hub(self.data, self.data_config, split)
 
     def _missing_split(self, split: str) -> str:
         path = Path(self.data).expanduser()
         if path.is_dir():
             wanted = " or ".join(f"{split}{suffix}" for suffix in SUFFIXES)
-            seen = f"the folder {path} has no {wanted}; it has {_listing(path)}"
+            seen = f"the folder {path.absolute()} has no {wanted}; it has {_listing(path)}"
         elif path.is_file():
             seen = f"{path} is one file and gives the train split only"
         else:
@@ -281,9 +281,10 @@ def _read_hub(name: str, config: str | None, split: str) -> Rows | None:
     # Offline; an unknown name or configuration; rows that a script would make, which `datasets` no longer runs.
     except (OSError, ValueError, RuntimeError) as problem:
         raise UserError(
-            f"data is {name!r}, which is no local file or folder, and loading it from the Hugging Face hub failed "
-            f"({type(problem).__name__}: {problem}); give data the path of a file or folder, or check the name, "
-            f"data_config and the network; where a script made the rows, {repository}@refs/convert/parquet has them as files"
+            f"task.data is {name!r}, which is no file or folder in {Path.cwd()}, and loading it from the Hugging Face hub failed "
+            f"({type(problem).__name__}: {problem}); set task.data to the path of a file or folder, or check the name, "
+            "task.options.data_config and the network; where a script made the rows, "
+            f"{repository}@refs/convert/parquet has them as files"
         ) from problem
     if split not in splits:
         return None
@@ -302,7 +303,9 @@ def _existing(data: str, option: str) -> Path:
     if path.is_dir():
         raise UserError(f"{option} is {data}, a folder; it must be a file")
     folder = path.parent
-    seen = f"{folder} has {_listing(folder)}" if folder.is_dir() else f"there is no folder {folder} either"
+    seen = f"there is no folder {folder} either"
+    if folder.is_dir():
+        seen = f"the folder {folder.absolute()} has {_listing(folder)}"
     raise UserError(f"{option} is {data}, which does not exist; {seen}")
 
 
@@ -325,15 +328,25 @@ def _kind(value: Any) -> str:
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
-def column(row: Example, name: str, option: str) -> Any:
+def column(row: Example, name: str, option: str | None) -> Any:
     """The value of a column.
+
+    Args:
+        row: the row.
+        name: the column.
+        option: the task's option that names the column; None: the task reads no other.
 
     Raises:
         BadRowError: the column is missing; names the ones that exist, the option that chooses it, and what else the row may be.
     """
     if name not in row:
         fix = f"set --task.options.{option} to the right one"
-        if option == "prompt_column" and "messages" in row:
+        if option is None:
+            fix = (
+                f"call the right one {name!r} in the data, or use --task.name jsonl with --task.options.prompt_column and "
+                "--task.options.completion_column"
+            )
+        elif option == "prompt_column" and "messages" in row:
             fix = f"set --task.options.messages_column messages where these are chats, or --task.options.{option} to the right one"
         elif option == "completion_column":
             fix += f"; data without references is for the jsonl task, with --task.options.{option} null --task.options.metric none"
@@ -341,13 +354,11 @@ def column(row: Example, name: str, option: str) -> Any:
     return row[name]
 
 
-def text(row: Example, name: str, option: str, what: str) -> str:
+def text(row: Example, name: str, option: str | None, what: str) -> str:
     """The text in a column.
 
     Args:
-        row: the row.
-        name: the column.
-        option: the task's option that names the column.
+        row, name, option: see `column`.
         what: "prompt", "completion", ...: what the text is for, in error messages.
 
     Raises:
@@ -362,7 +373,7 @@ def checked_text(value: Any, place: str, what: str) -> str:
     if not isinstance(value, str):
         raise BadRowError(f"{place} is {_kind(value)}; the {what} must be a string")
     if not value.strip():
-        raise EmptyTextError(f"{place} is empty; the {what} needs text (drop_empty leaves such rows out)")
+        raise EmptyTextError(f"{place} is empty; the {what} needs text (task.options.drop_empty leaves such rows out)")
     return value
 
 

@@ -7,14 +7,33 @@ from importlib.util import find_spec
 import torch
 
 from tutelage.divergences import Divergence
-from tutelage.errors import UserError
+from tutelage.errors import MissingSplitError, UserError
 from tutelage.estimators import check_on_policy
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
+from tutelage.tasks import Task
+from tutelage.tasks.checks import check_scores, check_texts, checked_task, first_example
 from tutelage.teacher.base import parse_signal
 from tutelage.train.config import Config
 from tutelage.train.methods import Objective
 from tutelage.types import Rollout
+
+
+def check_task(config: Config, task: Task) -> None:
+    """Raises UserError where a live task has no answer, or one of another type, for one example of each split of the run."""
+    checked_task(task)
+    example = first_example(task, "train")
+    if example is not None:
+        check_texts(task, example)
+    if config.eval.final == "none":
+        return  # nothing is marked: a task to train on needs no metric
+    try:
+        example = first_example(task, "validation" if config.eval.final == "auto" else config.eval.final)
+    except MissingSplitError:
+        return  # with auto a run does without; elsewhere `prompts.held_out_prompts` says so
+    if example is not None:
+        check_texts(task, example)
+        check_scores(task, example)
 
 
 def check_pair(student: LanguageModel, teacher: LanguageModel) -> None:

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tutelage import divergences
 from tutelage.errors import UserError
@@ -45,6 +45,14 @@ class TaskConfig(Section):
     fixed_examples: int | None = Field(None, ge=1)
     """Only so many of the training examples, the first ones, have fixed sequences (ground truth or the teacher's), as the paper's
     Algorithm 1 has a set for these and one of prompts; the student writes to all. None: all have."""
+
+    @field_validator("options")
+    @classmethod
+    def _check_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in options:
+            if name in cls.model_fields and name != "max_prompt_tokens":  # which most tasks have too
+                raise UserError(f"task.options.{name} is no option of a task; use task.{name}")
+        return options
 
 
 class RolloutConfig(Section):
@@ -174,7 +182,7 @@ class Recipe(Section):
     """The keys of a run, each checked by itself; a YAML file holds any part of them."""
 
     student: str | None = None
-    """Folder or hub name of the student (with student-model.init=config: of its config.json; teacher_layers: unused)."""
+    """Folder or hub name of the student (with student-model.init=config: of its config.json; teacher_layers has none)."""
     teacher: str | None = None
     """Folder or hub name of the teacher; method=sft has none, unless student-model.init=teacher_layers takes its layers."""
     other_teachers: tuple[str, ...] = ()

@@ -277,6 +277,7 @@ _OF_OWN_SEQUENCES = (
 )
 # In an order in which they can be dropped one by one: weights need several teachers, and these a first.
 _OF_TEACHERS = ("teacher_weights", "other_teachers", "teacher", "teacher_model")
+_OF_STUDENT = ("student", *(f"student_model.{name}" for name in ("gguf_file", "tokenizer", "revision", "quantization")))
 
 
 def _refuse_idle_options(config: Config, objective: Objective) -> None:
@@ -284,7 +285,8 @@ def _refuse_idle_options(config: Config, objective: Objective) -> None:
 
     The default itself may be given: the configuration that a run saves names every option.
     """
-    for unused, options, reason in (*_idle_options(config, objective), *_idle_reward_options(config)):
+    idle = (*_idle_options(config, objective), *_idle_reward_options(config), _idle_student_options(config))
+    for unused, options, reason in idle:
         for option in options:
             value, default = _value_and_default(config, option)
             if unused and value != default:
@@ -376,6 +378,14 @@ def _idle_reward_options(config: Config) -> tuple[_Idle, ...]:
             "with rl.alpha 0 the reward of the whole sequence is trained on, not tokens; drop it, or raise rl.alpha",
         ),
     )
+
+
+def _idle_student_options(config: Config) -> _Idle:
+    reason = (
+        "student_model.init=teacher_layers makes the student of the teacher's layers; drop it (give None where a recipe sets it), "
+        "or set student_model.init=pretrained"
+    )
+    return config.student_model.init == "teacher_layers", _OF_STUDENT, reason
 
 
 def _value_and_default(config: Config, option: str) -> tuple[Any, Any]:

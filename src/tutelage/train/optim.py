@@ -84,7 +84,7 @@ class Optimizer:
             differing = sorted(n for n in saved_shapes.keys() | shapes.keys() if saved_shapes.get(n) != shapes.get(n))
             raise UserError(
                 f"the checkpoint is of another model: {differing[0]} has shape {saved_shapes.get(differing[0])} there and "
-                f"{shapes.get(differing[0])} in the student; give the student the run began with, or start over with --overwrite"
+                f"{shapes.get(differing[0])} in the student; give the student the run began with, or start over (overwrite)"
             )
         for name, parameter in self.parameters.items():
             self.masters[name].copy_(state["weights"][name])

@@ -27,7 +27,14 @@ from tutelage.tasks.encode import Encoding, fingerprint, longest_prompt
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import config_io
 from tutelage.train.checkpoint import Checkpoints, check_identity, require_space
-from tutelage.train.checks import check_draws, check_implementation, check_mixture, check_positions, check_signal
+from tutelage.train.checks import (
+    check_draws,
+    check_implementation,
+    check_mixture,
+    check_positions,
+    check_signal,
+    check_task,
+)
 from tutelage.train.config import Config, identity
 from tutelage.train.importance import ImportanceWeights
 from tutelage.train.loop import Parts
@@ -75,7 +82,10 @@ def prepare(
     objective = resolve(config)
     check_mixture(config, objective)
     check_output(config)
-    task = task or load_task(config.task.name, data=config.task.data, **config.task.options)
+    if task is None:
+        task = load_task(config.task.name, data=config.task.data, **config.task.options)
+    else:
+        check_task(config, task)
     check_draws(config, objective, sampling_of(config, task))
     torch.manual_seed(config.seed)
     device = pick_device(config.train.device)
@@ -204,7 +214,7 @@ def make_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"cannot write to the output folder {folder}: {error.strerror}; choose another --output"
+            f"cannot write to the output folder {folder}: {error.strerror}; choose another output"
         ) from error
 
 
@@ -222,7 +232,7 @@ def check_output(config: Config) -> None:
         check_identity(_read_record(folder, _RECORD, "its configuration"), config, f"the run in {folder}")
     elif not config.overwrite:
         raise UserError(
-            f"{folder} already holds a run: go on with it (--resume), delete it (--overwrite), or choose another --output"
+            f"{folder} already holds a run: go on with it (resume), delete it (overwrite), or choose another output"
         )
 
 
@@ -236,8 +246,8 @@ def check_data(config: Config, prompts: Sequence[Prompt]) -> None:
         source = f"the {config.task.name} task" if config.task.data is None else f"task.data={config.task.data}"
         raise UserError(
             f"the run in {folder} was started with other training data: {saved.get('examples')} examples there, {len(prompts)} of "
-            f"{source} now, not the same tokens. Give the data it was started with to resume, choose another --output, or start "
-            "over with --overwrite"
+            f"{source} now, not the same tokens. Give the data it was started with to resume, choose another output, or start "
+            "over (overwrite)"
         )
 
 
@@ -269,8 +279,8 @@ def _read_record(folder: Path, name: str, what: str) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((folder / name).read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the run in {folder} cannot be resumed: {name}, {what}, is missing or damaged; start over with --overwrite, or "
-            "choose another --output"
+            f"the run in {folder} cannot be resumed: {name}, {what}, is missing or damaged; start over (overwrite), or "
+            "choose another output"
         ) from error
     return record
 
