@@ -3,12 +3,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rich.console import Console
 
 from tests.compare.conftest import BASE, Worker, raw_recipe
@@ -170,7 +172,21 @@ def test_a_rate_that_fails_is_not_chosen(run_comparison: Run) -> None:
     assert [(choice.variant, choice.point) for choice in result.choices] == [("gkd", {"train.learning_rate": 0.001})]
     assert "Warning: kd is not in the tables: none of its runs finished." in result.notes
     assert "Warning: gkd was not chosen at train.learning_rate = 0.01: a run there failed." in result.notes
-    assert any("at the edge of its grid" in note for note in result.notes)
+    assert any("at the end of the grid for gkd (train.learning_rate = 0.001)" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(("exported", "threads"), [(None, 4), ("1", 1), ("64", 4)])
+def test_threads_are_a_share_of_the_cores_and_within_omp_num_threads(
+    exported: str | None, threads: int, run_comparison: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: int(exported or 1))
+    if exported is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", exported)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    printed = io.StringIO()
+    run_comparison(Worker(), printed, jobs=2)
+    assert f"2 at a time, threads each: {threads}" in printed.getvalue()
 
 
 def test_nothing_finished_still_ends_with_the_reasons(run_comparison: Run) -> None:

@@ -48,11 +48,13 @@ def test_a_signal_reaches_every_run_once_and_they_checkpoint(make_job: Callable[
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
+    printed = io.StringIO()
     thread = threading.Thread(target=interrupt_when_running)
     thread.start()
     with pytest.raises(Interrupted, match="SIGINT: stopped; the same command goes on from here") as stop:
-        run_spawned([make_job("runs"), make_job("never starts")], by_label, 1, Console(file=io.StringIO()))
+        run_spawned([make_job("runs"), make_job("never starts")], by_label, 1, Console(file=printed))
     thread.join()
+    assert "stopping 1 run after its step and a checkpoint; Ctrl-C" in " ".join(printed.getvalue().split())
     assert stop.value.signal_number == signal.SIGINT
     assert (tmp_path / "runs" / "checkpoint").read_text() == "True"
     assert not (tmp_path / "never starts").exists()

@@ -168,6 +168,33 @@ def test_a_task_without_a_metric_compares_nothing(make_recipe: MakeRecipe, tmp_p
     plan.check_tasks([plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0)], [("exact_match", "greedy")])
 
 
+@pytest.mark.parametrize(
+    ("files", "options", "missing", "ways"),
+    [
+        (["train"], {}, "validation", "task.options.validation_data or task.options.validation_fraction"),
+        (["train"], {"validation_fraction": 0.5}, "test", "task.options.test_data"),
+        (["train", "validation"], {}, "test", "task.options.test_data"),
+    ],
+)
+def test_a_comparison_needs_three_splits(
+    files: list[str], options: dict[str, float], missing: str, ways: str, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    rows = "".join(f'{{"prompt": "{number}", "completion": "b"}}\n' for number in range(20))
+    for split in files:
+        (tmp_path / f"{split}.jsonl").write_text(rows)
+    data = str(tmp_path if len(files) > 1 else tmp_path / "train.jsonl")
+    task = {"name": "jsonl", "data": data, "options": options}
+    recipe = make_recipe(base={"student": "a", "teacher": "b", "task": task})
+    cells = [plan.make_cell(recipe, variant, {}, 0) for variant in plan.expand(recipe)]
+    with pytest.raises(UserError) as caught:
+        plan.check_tasks(cells)
+    assert str(caught.value) == (
+        f"method kd: {data} has no {missing} split, and a comparison needs all three: it trains on train, chooses hyperparameters on "
+        f"validation and tests once on test. Under base, set {ways}, or task.data to a folder with train.jsonl, validation.jsonl, "
+        "test.jsonl"
+    )
+
+
 @pytest.mark.parametrize("measure", ["reverse_kl", "completion_length", "acuracy"])
 def test_only_a_metric_of_the_task_selects(measure: str, make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(select_by=f"{measure}, greedy")
@@ -215,3 +242,5 @@ def test_a_point_with_a_failed_run_is_not_chosen(make_recipe: MakeRecipe) -> Non
 def test_edges_are_of_numbers_that_vary() -> None:
     grid = [{"a": 1, "b": "x", "c": 2}, {"a": 2, "b": "y", "c": 2}, {"a": 3, "b": "z", "c": 2}]
     assert [plan.edges(point, grid) for point in grid] == [("a",), (), ("a",)]
+    switch = [{"on": False}, {"on": True}]
+    assert [plan.edges(point, switch) for point in switch] == [(), ()]

@@ -111,17 +111,42 @@ def test_curves_must_be_there_and_agree() -> None:
 
 
 def test_notes_say_what_a_reader_must_know() -> None:
-    at_edge = {"point": {"rate": 0.1}, "edges": ("rate",), "tried": (({"rate": 0.1}, 5.0), ({"rate": 9}, None))}
+    at_edge = {
+        "point": {"rate": 0.1},
+        "edges": ("rate",),
+        "tried": (({"rate": 0.1}, 5.0), ({"rate": 1}, 4.0), ({"rate": 9}, None)),
+    }
     kd = method("kd", [run_record([10, 15, 20])], **at_edge)
     gkd = method("gkd", [run_record([10, 15, 20, 30]).model_copy(update={"threads": 4})])
     assert summary.notes([kd, gkd], []) == [
-        "Warning: kd chose rate = 0.1 at the edge of its grid; the best may lie beyond: widen it.",
+        "Warning: the choice lies at the end of the grid for kd (rate = 0.1): the best may lie beyond; widen the search.",
         "Warning: kd was not chosen at rate = 9: a run there failed.",
         "Warning: the methods do not train for the same number of steps.",
         "Warning: seconds and equal time are of runs with different numbers of threads (kd: 1; gkd: 4) and say nothing of the "
         "methods; make all runs with the same jobs on the same machine.",
         "A single seed says nothing about the luck of a training: its interval is over examples only.",
     ]
+
+
+def test_one_remark_for_all_choices_at_the_end_of_a_grid() -> None:
+    points = [{"rate": 0.1 * scale, "small": 0.01 * scale} for scale in (1, 2, 3)]
+
+    def chose(name: str, number: int, grid: Sequence[dict[str, float]], edges: tuple[str, ...]) -> Method:
+        tried = tuple((point, 1.0) for point in grid)
+        return method(name, [run_record([10, 15, 20])] * 2, point=grid[number], edges=edges, tried=tried)
+
+    inside = chose("inside", 1, points, ())
+    seqkd, gkd = chose("SeqKD", 0, points, ("rate", "small")), chose("GKD", 2, points, ("small",))
+    assert summary.notes([seqkd, inside, gkd], []) == [
+        "Warning: the choice lies at the end of the grid for SeqKD (rate = 0.1, small = 0.01), GKD (small = 0.03): the best may lie "
+        "beyond; widen the search.",
+    ]
+    first, second = (chose(name, number, points[:2], ("rate", "small")) for number, name in enumerate(("a", "b")))
+    assert summary.notes([first, inside, second], []) == [
+        "A grid of two values has no inside: the choice is the better of the two, and the best may lie beyond, for "
+        "a (rate = 0.1, small = 0.01), b (rate = 0.2, small = 0.02).",
+    ]
+    assert [note.split()[0] for note in summary.notes([first, gkd], [])] == ["Warning:", "A"]
 
 
 def test_the_initial_students_luck_with_the_examples_is_taken_off() -> None:

@@ -17,6 +17,7 @@ from tutelage.eval.results import (
     metric_name,
     read,
     save,
+    shortened,
     show,
     with_interval,
 )
@@ -45,6 +46,27 @@ def test_tables_fit_a_narrow_terminal_and_brackets_survive(evaluation) -> None:
     assert cells["mmlu, acc,none"] == "0.2500"
     assert "what is [bold]?" in text
     assert "ü [/red]" in text
+
+
+def test_a_long_completion_is_cut_in_the_terminal_and_nowhere_else(evaluation, tmp_path) -> None:
+    long = dataclasses.replace(evaluation.completions[0], prompt="¤" * 300, text="§" * 301 + "end")
+    evaluation = dataclasses.replace(evaluation, completions=(long,))
+    printed = io.StringIO()
+    show(evaluation, Console(file=printed, width=80))
+    text = printed.getvalue()
+    assert (text.count("¤"), text.count("§"), text.count("…")) == (300, 300, 1)
+    assert shortened(long.prompt) == long.prompt
+    assert shortened(long.text) == "§" * 300 + "…"
+    save(evaluation, tmp_path, {})
+    assert json.loads((tmp_path / "completions.jsonl").read_text(encoding="utf-8"))["text"] == long.text
+
+
+def test_printed_it_is_a_line_of_figures(evaluation) -> None:
+    assert repr(evaluation) == "Evaluation(tiny on words: accuracy: T=1 50.0 [25.0, 75.0]; completions: 1)"
+    assert repr(dataclasses.replace(evaluation, rows=(), task="", completions=())) == (
+        "Evaluation(tiny on no task: completions: 0)"
+    )
+    assert "ü" not in repr({"before": evaluation})
 
 
 def test_saved_files_hold_everything_once(evaluation, tmp_path) -> None:

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from tests.fused.watch import Watch
-from tutelage.fused import base
+from tutelage.fused import (
+    base,
+    linear_divergence,
+    linear_nll,
+    linear_sampled,
+    linear_topk,
+    teacher_sampled,
+    teacher_topk,
+)
 from tutelage.types import LMHead
 
 
@@ -62,3 +70,24 @@ def test_only_float32_goes_to_onednn_and_only_where_its_blocks_are_small():
     assert not base._goes_to_onednn(torch.ones(0, 2))
     assert not base._goes_to_onednn(torch.ones(2, 2, dtype=torch.float64))
     assert not base._goes_to_onednn(torch.ones(2, 2, dtype=torch.bfloat16))
+
+
+def test_a_weight_or_a_layer_is_no_head():
+    """Both have a shape that would do, and neither says whether logits are scaled or capped."""
+    hidden, layer = random(2, 4, seed=1), torch.nn.Linear(4, 6)
+    head, targets, weights = LMHead(layer.weight), torch.tensor([0, 5]), torch.ones(2)
+    topk, sampled = teacher_topk(hidden, head, 2), teacher_sampled(hidden, head, targets)
+    losses = (
+        lambda wrong: linear_divergence(hidden, wrong, hidden, head, "forward_kl", weights),
+        lambda wrong: linear_divergence(hidden, head, hidden, wrong, "forward_kl", weights),
+        lambda wrong: linear_nll(hidden, wrong, targets, weights),
+        lambda wrong: linear_topk(hidden, wrong, topk, "forward_kl", weights),
+        lambda wrong: linear_sampled(hidden, wrong, sampled, targets, "forward_kl", weights),
+    )
+    for number, loss in enumerate(losses):
+        name = "teacher_head" if number == 1 else "student_head"
+        for wrong in (layer.weight, layer):
+            expected = rf"{name} is a {type(wrong).__name__}; the loss takes a tutelage\.LMHead: LMHead\(model\.lm_head\.weight\)"
+            with pytest.raises(TypeError, match=expected):
+                loss(wrong)
+        assert loss(head).isfinite()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from rich.console import Console
 
@@ -82,7 +83,7 @@ class Comparison:
         cores = os.cpu_count() or 1
         on_gpu = any(pick_device(cell.config.train.device).type != "cpu" for cell in possible)
         self.parallel = recipe.jobs or (1 if on_gpu else max(1, cores // CORES_A_JOB))
-        self.threads = max(1, cores // self.parallel)
+        self.threads = threads_of_a_run(cores, self.parallel)
         self.protocol = EvaluationProtocol(
             limit=recipe.test_limit,
             temperatures=recipe.test_temperatures or recipe.temperatures,
@@ -195,6 +196,12 @@ class Comparison:
             return None
         initial = initials.get(_reference_key("initial", cell.config))
         return FinalRun(cell.variant, cell.folder.name, record, test, initial)
+
+
+def threads_of_a_run(cores: int, parallel: int) -> int:
+    """Threads of each of `parallel` runs on `cores` cores: its share of them, and no more than OMP_NUM_THREADS where that is set."""
+    share = max(1, cores // parallel)
+    return min(share, torch.get_num_threads()) if "OMP_NUM_THREADS" in os.environ else share
 
 
 def _reference_key(role: Role, config: Config) -> tuple[str, ...]:

@@ -88,7 +88,8 @@ class ComparisonOptions(Section):
     resamples: int = Field(1000, ge=1)
     """Bootstrap resamples behind the 95% intervals."""
     jobs: int | None = Field(None, ge=1)
-    """Runs at a time, each with its share of the cores; None: one for two cores, and one where there is a GPU."""
+    """Runs at a time, each with its share of the cores, or OMP_NUM_THREADS where that is set and less; None: one for two cores, and
+    one where there is a GPU."""
     output: Path = Path("runs/compare")
     """The comparison's folder; finished runs in it are never trained again."""
 

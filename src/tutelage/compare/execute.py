@@ -192,7 +192,8 @@ def _leave(processes: Sequence[BaseProcess], console: Console) -> None:
     """Asks processes to leave, and waits for them; killed when the wait is interrupted."""
     if not processes:
         return
-    console.print(f"stopping {len(processes)} runs, each after its step and a checkpoint; Ctrl-C again to kill them")
+    runs = "1 run" if len(processes) == 1 else f"{len(processes)} runs, each"
+    console.print(f"stopping {runs} after its step and a checkpoint; Ctrl-C again to kill")
     for process in processes:
         process.terminate()
     try:

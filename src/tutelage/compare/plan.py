@@ -13,9 +13,9 @@ from typing import Any
 from tutelage.compare import fingerprints
 from tutelage.compare.config import ComparisonRecipe, MethodEntry, points
 from tutelage.compare.records import RunRecord
-from tutelage.errors import UserError, nearest
-from tutelage.tasks import load_task
-from tutelage.tasks.base import SPLITS
+from tutelage.errors import MissingSplitError, UserError, nearest
+from tutelage.tasks import Task, load_task, task_options
+from tutelage.tasks.base import SPLITS, Split
 from tutelage.tasks.metrics import METRICS
 from tutelage.train import config_io
 from tutelage.train.config import Config, TaskConfig, identity
@@ -88,6 +88,11 @@ class Choice:
     score: float | None
     edges: tuple[str, ...]
     tried: tuple[tuple[Mapping[str, Any], float | None], ...]
+
+    @property
+    def has_inside(self) -> bool:
+        """Whether a key at an edge has a value between its smallest and its largest: of two values, either is an edge."""
+        return any(len(_numbers(key, [point for point, _ in self.tried])) > 2 for key in self.edges)
 
 
 def expand(recipe: ComparisonRecipe) -> tuple[Variant, ...]:
@@ -234,7 +239,7 @@ def address(config: Config) -> str:
 
 
 def check_tasks(cells: Sequence[Cell], selection: Sequence[tuple[str, str]] = ()) -> None:
-    """Builds every task once.
+    """Builds every task once, and asks it for the rows that a comparison needs: train, validation and test.
 
     Args:
         cells: the runs.
@@ -258,7 +263,7 @@ def check_tasks(cells: Sequence[Cell], selection: Sequence[tuple[str, str]] = ()
 def _check_task(given: TaskConfig, selection: Sequence[tuple[str, str]]) -> None:
     task = load_task(given.name, data=given.data, **given.options)
     for split in SPLITS:
-        task.examples(split)
+        _check_split(task, given, split)
     metrics = task.score([""], [task.examples("validation")[0]]).values
     if not metrics:
         raise UserError(
@@ -271,6 +276,21 @@ def _check_task(given: TaskConfig, selection: Sequence[tuple[str, str]]) -> None
                 f"select_by={metric}, {decoding}: the largest value is chosen, of a metric of the {task.name} task, and {metric} is none; "
                 f"{nearest(metric, metrics)}"
             )
+
+
+def _check_split(task: Task, given: TaskConfig, split: Split) -> None:
+    """Raises UserError where the split is missing: it names ways out that a comparison has, which are fewer than a run's."""
+    try:
+        task.examples(split)
+    except MissingSplitError as error:
+        ways = [f"{split}_data"] + (["validation_fraction"] if split == "validation" else [])
+        options = [f"task.options.{option}" for option in ways if option in task_options(given.name)]
+        own = f"{' or '.join(options)}, or " if options else ""
+        raise UserError(
+            f"{given.data or f'the data of the {given.name} task'} has no {split} split, and a comparison needs all three: it trains on "
+            f"train, chooses hyperparameters on validation and tests once on test. Under base, set {own}task.data to a folder with "
+            f"{', '.join(f'{name}.jsonl' for name in SPLITS)}"
+        ) from error
 
 
 def choose(recipe: ComparisonRecipe, variant: Variant, records: Mapping[str, RunRecord]) -> Choice | None:
@@ -312,10 +332,16 @@ def edges(point: Mapping[str, Any], grid: Sequence[Mapping[str, Any]]) -> tuple[
     """The keys of a point whose value is the smallest or the largest of several numbers on the grid."""
     found = []
     for key, value in point.items():
-        values = {other[key] for other in grid if isinstance(other[key], int | float)}
+        values = _numbers(key, grid)
         if len(values) > 1 and value in (min(values), max(values)):
             found.append(key)
     return tuple(found)
+
+
+def _numbers(key: str, grid: Sequence[Mapping[str, Any]]) -> set[float]:
+    """The different numbers among a key's values on the grid; True and False are none."""
+    values = (point[key] for point in grid)
+    return {value for value in values if isinstance(value, int | float) and not isinstance(value, bool)}
 
 
 def value_of(config: Mapping[str, Any], key: str) -> Any:

@@ -245,13 +245,9 @@ def has_curves(methods: Sequence[Method]) -> bool:
 
 def notes(methods: Sequence[Method], lines: Sequence[Line]) -> list[str]:
     """What a reader of the tables must know."""
-    found = []
+    found = _edge_notes(methods)
     for method in methods:
         name, choice = method.variant.name, method.choice
-        for key in choice.edges:
-            found.append(
-                f"Warning: {name} chose {key} = {choice.point[key]} at the edge of its grid; the best may lie beyond: widen it."
-            )
         failed = [point for point, score in choice.tried if score is None]
         if failed:
             shown = "; ".join(", ".join(f"{key} = {value}" for key, value in point.items()) for point in failed)
@@ -274,6 +270,31 @@ def notes(methods: Sequence[Method], lines: Sequence[Line]) -> list[str]:
     if any(line.ratio is not None and line.ratio.interval is None for line in lines):
         found.append("A ratio without an interval: the baseline's own gain cannot be told from zero.")
     return found
+
+
+def _edge_notes(methods: Sequence[Method]) -> list[str]:
+    """One remark on all methods whose choice lies at the end of its grid, however many keys move together there."""
+    at_end = [method for method in methods if method.choice.edges]
+    found = []
+    if wide := [method for method in at_end if method.choice.has_inside]:
+        found.append(
+            f"Warning: the choice lies at the end of the grid for {_choices_at_end(wide)}: the best may lie beyond; widen the search."
+        )
+    # No warning, for there was no other way it could end; but no silence either, for nobody has seen the best.
+    if narrow := [method for method in at_end if not method.choice.has_inside]:
+        found.append(
+            "A grid of two values has no inside: the choice is the better of the two, and the best may lie beyond, for "
+            f"{_choices_at_end(narrow)}."
+        )
+    return found
+
+
+def _choices_at_end(methods: Sequence[Method]) -> str:
+    chosen = (
+        (method.variant.name, ", ".join(f"{key} = {method.choice.point[key]}" for key in method.choice.edges))
+        for method in methods
+    )
+    return ", ".join(f"{name} ({values})" for name, values in chosen)
 
 
 def _headline(scores: Sequence[Score], decoding: str) -> Score:

@@ -19,6 +19,9 @@ from tutelage.eval.signals import TeacherDivergence
 from tutelage.eval.statistics import Interval
 from tutelage.types import FinishReason
 
+# An untrained student writes up to the limit, and three samples must not fill the screen.
+SHOWN_CHARACTERS = 300
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -124,7 +127,7 @@ class HarnessScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything one evaluation found.
+    """Everything one evaluation found; printed, a line of its figures.
 
     Attributes:
         model, task: their names.
@@ -148,6 +151,11 @@ class Evaluation:
             if row.decoding == decoding:
                 return row
         raise KeyError(f"no row {decoding!r}; there are {[row.decoding for row in self.rows]}")
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{row.decoding} {with_interval(row.value, row.interval)}" for row in self.rows)
+        metric = f"{self.rows[0].metric}: {figures}; " if self.rows else ""
+        return f"Evaluation({self.model} on {self.task or 'no task'}: {metric}completions: {len(self.completions)})"
 
     def summary(self) -> dict[str, Any]:
         """All but the completions, ready for JSON."""
@@ -176,7 +184,7 @@ def read(folder: Path) -> tuple[Evaluation, dict[str, Any]] | None:
 
 
 def show(evaluation: Evaluation, console: Console, samples: int = 3) -> None:
-    """Prints the tables and the first `samples` completions of the first row."""
+    """Prints the tables and the first `samples` completions of the first row, long texts cut."""
     if evaluation.rows:
         console.print(_rows_table(evaluation))
     if evaluation.divergence:
@@ -185,7 +193,13 @@ def show(evaluation: Evaluation, console: Console, samples: int = 3) -> None:
         console.print(_harness_table(evaluation.harness))
     for completion in evaluation.completions[:samples]:  # as Text: brackets in them are no markup
         title = f"{completion.decoding}, example {completion.prompt_id}, {completion.tokens} tokens"
-        console.print(Panel(Group(Text(completion.prompt, "dim"), Text(completion.text)), title=title))
+        texts = Text(shortened(completion.prompt), "dim"), Text(shortened(completion.text))
+        console.print(Panel(Group(*texts), title=title))
+
+
+def shortened(text: str) -> str:
+    """A text as the terminal shows it: its first `SHOWN_CHARACTERS`. Files hold all of it."""
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
 
 
 _METRIC_NAMES = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}

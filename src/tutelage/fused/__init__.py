@@ -10,7 +10,7 @@ from tutelage.divergences import Divergence
 from tutelage.errors import UserError, nearest
 from tutelage.estimators import Estimator
 from tutelage.fused import chunked, reference, sampled, topk
-from tutelage.fused.base import DEFAULT_BUDGET_BYTES, TokenStats
+from tutelage.fused.base import DEFAULT_BUDGET_BYTES, TokenStats, check_heads
 from tutelage.fused.kernels import Elementwise
 from tutelage.fused.sampled import SampledStats
 from tutelage.fused.signals import teacher_sampled, teacher_topk
@@ -114,11 +114,13 @@ def linear_divergence(
         UserError: the divergence does not parse or does not give one value per token, the temperature or the budget is not
             positive, the implementation is unknown, "triton" is asked for and has no kernel for the divergence, the dtype
             or the device, or gradients are wanted in float16 (but from "reference").
+        TypeError: a head is no `LMHead`.
         ValueError: hidden states and weights disagree on N.
 
     Matrix products run in the dtype of the hidden states (autocast's where it is on), softmax and all sums in float32
     or float64.
     """
+    check_heads(student_head=student_head, teacher_head=teacher_head)
     models = (student_hidden, student_head, teacher_hidden, teacher_head)
     arguments = (*models, divergence, weights, temperature, budget_bytes, return_stats)
     elementwise = _elementwise(implementation)
@@ -169,9 +171,10 @@ def linear_nll(
         Scalar, float32 (float64 for float64 hidden states); with `return_stats`, (scalar, TokenStats).
 
     Raises:
-        UserError: as in `linear_divergence`.
+        UserError, TypeError: as in `linear_divergence`.
         ValueError: hidden states, targets and weights disagree on N.
     """
+    check_heads(student_head=student_head)
     arguments = (student_hidden, student_head, targets, weights, budget_bytes, return_stats)
     elementwise = _elementwise(implementation)
     if elementwise is None:
@@ -232,8 +235,10 @@ def linear_topk(
 
     Raises:
         UserError: the signal is over more tokens than the student's head has rows, or as in `linear_divergence`.
+        TypeError: as there.
         ValueError: hidden states, signal and weights disagree on N.
     """
+    check_heads(student_head=student_head)
     arguments = (student_hidden, student_head, signal, divergence, weights, budget_bytes, return_stats)
     elementwise = _elementwise(implementation)
     if elementwise is None:
@@ -297,8 +302,10 @@ def linear_sampled(
     Raises:
         UserError: sampled tokens cannot estimate this divergence, the estimator is k1 (its gradient is 0), or as in
             `linear_topk`.
+        TypeError: as there.
         ValueError: hidden states, signal, targets and weights disagree on N.
     """
+    check_heads(student_head=student_head)
     arguments = (student_hidden, student_head, signal, targets, divergence, weights, budget_bytes, return_stats)
     elementwise = _elementwise(implementation)
     if elementwise is None:

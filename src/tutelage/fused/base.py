@@ -140,6 +140,17 @@ def shared_rows(student_head: LMHead, teacher_head: LMHead) -> tuple[LMHead, LMH
     return student_head.rows(height), teacher_head.rows(height)
 
 
+def check_heads(**heads: object) -> None:
+    """Raises TypeError unless every named head is an `LMHead`: of a weight or a layer alone, scale and soft-cap would be lost unseen."""
+    for name, head in heads.items():
+        if not isinstance(head, LMHead):
+            raise TypeError(
+                f"{name} is a {type(head).__name__}; the loss takes a tutelage.LMHead: LMHead(model.lm_head.weight), with the bias, scale "
+                "and softcap that some models have, or tutelage.models.language_model.LanguageModel(model, tokenizer, name).head, which "
+                "knows them"
+            )
+
+
 def check_tokens(weights: Tensor, **per_token: Tensor) -> None:
     """Raises ValueError unless `weights` is [N] and every named tensor has N rows."""
     if weights.dim() != 1 or any(tensor.shape[:1] != weights.shape for tensor in per_token.values()):
