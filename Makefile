@@ -42,7 +42,7 @@ benchmark-loss: setup  ## seconds and memory of the loss beside its peers: long
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python benchmarks/loss.py
 
 reproduce: setup  ## the paper's claims on two cores: PARTS="methods rl", MULTI30K=FOLDER; long
-	OMP_NUM_THREADS=1 $(BIN)/python recipes/reproduce/reproduce.py $(if $(PARTS),--parts $(PARTS)) $(if $(MULTI30K),--multi30k $(MULTI30K))
+	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python recipes/reproduce/reproduce.py $(if $(PARTS),--parts $(PARTS)) $(if $(MULTI30K),--multi30k $(MULTI30K))
 
 assets: setup  ## retrain the models the package carries
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python recipes/arithmetic/train_assets.py

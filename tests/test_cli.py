@@ -4,15 +4,14 @@ import shlex
 import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import tutelage
-from tutelage import __version__, cli
+from tutelage import __version__, cli, quickstart
 from tutelage.errors import UserError
+from tutelage.train import config_io
 from tutelage.train.signals import Interrupted
 
 MODELS = ["--student", "s", "--teacher", "t"]
@@ -84,6 +83,10 @@ def test_a_mapping_name_without_a_value(options: list[str]) -> None:
         (["train"], "no student given: set --student"),
         (["train", *MODELS, "--train.steps", "0"], "train.steps: saw 0, needs greater than or equal to 1"),
         (["train", *MODELS, "--divergence", "jsd(1.0)"], "outside (0, 1)"),
+        (["train", *MODELS, "--train.steps", "five"], "train.steps: saw 'five', needs a valid integer\n"),
+        (["train", *MODELS, "--train.clip-norm", "x"], "train.clip_norm: saw 'x', needs a valid number\n"),
+        (["train", *MODELS, "--train.betas", "0.8", "y"], "train.betas: saw 'y', needs a valid number\n"),
+        (["quickstart", "--steps", "0"], "steps: saw 0, needs greater than or equal to 1"),
         (["train", "no-such.yaml"], "cannot read the recipe no-such.yaml"),
         (["train", "--student", "s", "--log.report", "False"], "the value of a switch: those have none, write"),
     ],
@@ -119,6 +122,28 @@ def test_initials_lead_to_the_option(argv: list[str], message: str, capsys: pyte
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--task.option.metric", "--task.options.metric"),
+        ("--task.option", "--task.options"),
+        ("--teacher_models.quantization.load_in_8bit", "--teacher-model.quantization.load_in_8bit"),
+    ],
+)
+def test_a_misspelt_mapping_leads_to_it(flag: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", *MODELS, flag, "x"]) == 2
+    assert f"unknown option {flag}; did you mean {meant}?" in capsys.readouterr().err
+
+
+def test_no_switch_is_taken_for_a_misspelt_mapping() -> None:
+    switches = [key for key, info in config_io.keys().items() if info.annotation is bool]
+    assert "log.report" in switches
+    for key in switches:
+        section, _, name = key.rpartition(".")
+        for switch in (name, f"no_{name}"):
+            cli.train_config([*MODELS, f"--{section}.{switch}" if section else f"--{switch}"])
+
+
 def test_unknown_key_in_the_recipe_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("train: {step: 5}\n")
@@ -136,6 +161,17 @@ def test_help_comes_from_the_configuration_with_the_recipe_as_default(
     assert "--train.steps INT Optimiser steps. (default: 7)" in text
     assert "task.options" in text
     assert "Options override the keys of the recipe." in text
+    assert "Also log to these. (default: empty)" in text
+
+
+def test_help_breaks_lines_at_the_width_of_the_terminal_and_not_where_the_source_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    assert "skew_forward_kl(0.1), adaptive_kl(0.5), ...; None: the method's." in lines
 
 
 @pytest.mark.parametrize(
@@ -197,12 +233,13 @@ def test_eval_needs_a_model_and_checks_its_options(capsys: pytest.CaptureFixture
 
 def test_quickstart_options_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, object]] = []
-    quickstart = types.ModuleType("tutelage.quickstart")
-    monkeypatch.setattr(quickstart, "main", lambda **options: seen.append(options), raising=False)
-    monkeypatch.setitem(sys.modules, "tutelage.quickstart", quickstart)
-    monkeypatch.setattr(tutelage, "quickstart", quickstart, raising=False)
-    assert cli.main(["quickstart", "--seed", "3"]) == 0
-    assert seen == [{"output": Path("runs/quickstart"), "seed": 3}]
+    monkeypatch.setattr(quickstart, "main", lambda **options: seen.append(options))
+    assert cli.main(["quickstart"]) == 0
+    assert cli.main(["quickstart", "--seed", "3", "--steps", "20", "--output", "out"]) == 0
+    assert seen == [
+        {"output": Path("runs/quickstart"), "seed": 0, "settings": quickstart.Settings()},
+        {"output": Path("out"), "seed": 3, "settings": quickstart.Settings(steps=20)},
+    ]
 
 
 @pytest.mark.parametrize(

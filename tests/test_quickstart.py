@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from tutelage.quickstart.settings import ON_POLICY_GKD, SUPERVISED_KD, Settings,
 from tutelage.tasks.arithmetic import build_tokenizer
 from tutelage.train.config import Config
 from tutelage.train.metrics import read_metrics
+from tutelage.train.optim import Optimizer
+from tutelage.train.signals import Interrupted
 
 SYSTEMS = ["teacher", "student_before", "supervised_kd", "on_policy_gkd"]
 STEPS = 3
@@ -51,7 +55,7 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Run twice into one folder: the second replaces the first."""
+    """Run twice into one folder, with other steps: the second replaces the first."""
     models, folder = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("quickstart")
     settings = Settings(
         teacher=save_model(models / "teacher", 16, seed=1),
@@ -151,10 +155,80 @@ def test_the_text_names_the_regime_and_the_conditions(finished: Finished) -> Non
         "regime of few outputs",
         "supervised KD was ahead at equal steps",
         "Steps are matched (3 each)",
-        "make reproduce PARTS=methods",
+        "at 350 steps, found by make reproduce PARTS=rates",
+        "on_policy_gkd/config.yaml --train.steps 9",
         "test split is used once",
     ):
         assert needed in text
+
+
+def test_a_run_of_other_settings_is_replaced_and_named(finished: Finished) -> None:
+    folder = finished.folder / "supervised_kd"
+    changed = "train.steps: 1 there, 3 now; train.warmup_steps: 0 there, 2 now"
+    assert f"the run in {folder} is another one ({changed}): starting anew" in finished.printed
+
+
+def test_interrupted_it_goes_on_where_it_was(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At the second step of the second run: the first is not trained again, the second goes on with its third."""
+    update, taken = Optimizer.step, list[int]()
+
+    def step(self: Optimizer, number: int, loss: Any) -> Any:
+        taken.append(number)
+        if len(taken) == STEPS + 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, number, loss)
+
+    monkeypatch.setattr(Optimizer, "step", step)
+    quiet = Console(file=io.StringIO())
+    with pytest.raises(Interrupted, match=r"^SIGINT: stopped; the same command goes on from here$") as left:
+        quickstart.main(output=tmp_path, settings=finished.settings, console=quiet)
+    assert left.value.signal_number == signal.SIGINT
+    assert taken == [0, 1, 2, 0, 1]
+    assert not (tmp_path / "results.json").exists()
+
+    quickstart.main(output=tmp_path, settings=finished.settings, console=quiet)
+    assert taken == [0, 1, 2, 0, 1, 2]
+    told = capfd.readouterr().err
+    assert f"all 3 steps in {tmp_path / 'supervised_kd'} are done: only saving the student and evaluating it" in told
+    assert f"going on from step 2 of 3 in {tmp_path / 'on_policy_gkd'}" in told
+    results = json.loads((tmp_path / "results.json").read_text())
+    for name in SYSTEMS[2:]:
+        system, undisturbed = results["systems"][name], finished.results["systems"][name]
+        assert system["greedy"] == undisturbed["greedy"]
+        assert system["training"]["validation"] == undisturbed["training"]["validation"]
+        records = read_metrics(tmp_path / name / "metrics.jsonl")
+        spent = sum(record["seconds"]["update"] for record in records)
+        assert system["training"]["seconds"]["update"] == pytest.approx(spent)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_outside_the_trainings_it_says_the_same(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(*_: Any) -> None:
+        os.kill(os.getpid(), number)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(quickstart.experiment, "compare", compare)
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
+    try:
+        with pytest.raises(Interrupted, match=f"^{number.name}: stopped; the same command goes on from here$") as left:
+            quickstart.main(output=tmp_path, console=Console(file=io.StringIO()))
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    assert left.value.signal_number == number
+
+
+@pytest.mark.parametrize(("steps", "duration"), [(350, "About 4 minutes on two cores"), (20, "About a minute on")])
+def test_the_header_follows_the_steps(steps: int, duration: str) -> None:
+    printed = io.StringIO()
+    report.print_header(Console(file=printed, width=100), Settings(steps=steps), Path("out"))
+    text = " ".join(printed.getvalue().split())
+    assert f"{steps} steps each" in text
+    assert duration in text
+    assert "Interrupted, the same command goes on where it was." in text
 
 
 def test_examples_are_written_and_printed_with_the_reference(finished: Finished) -> None:

@@ -97,7 +97,9 @@ def test_a_full_disk_at_the_end(
         raise SafetensorError(f"Error while serializing: I/O error: something (os error {code})")
 
     monkeypatch.setattr(load, "save", full)
-    expected = (SafetensorError, "os error 2") if missing else (UserError, "no space left on the disk of .*--resume")
+    expected = (
+        (SafetensorError, "os error 2") if missing else (UserError, r"no space left on the disk of .* \(resume\)")
+    )
     with pytest.raises(expected[0], match=expected[1]):
         run.run(make_config(), student=live(), teacher=live(seed=1), task=Sums())
 
@@ -113,7 +115,7 @@ def test_the_run_records_its_configuration(make_config: Callable[..., Config]) -
     ("moment", "advice"),
     [
         ("before", "SIGTERM: stopped, before anything was trained in .*run; start the same command again"),
-        ("after", "SIGTERM: stopped, go on with --resume --output .*run"),
+        ("after", "SIGTERM: stopped, go on with: tutelage train .*run/config.yaml --resume"),
     ],
 )
 def test_sigterm_during_an_evaluation(

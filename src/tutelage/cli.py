@@ -154,7 +154,7 @@ def _report(argv: Sequence[str]) -> None:
         """Draw runs side by side as one HTML file that needs no network.
 
         Args:
-            runs: Folders of training runs.
+            runs: Folders of training runs, or of finished comparisons.
             output: The file to write.
         """
         return runs, output
@@ -173,21 +173,18 @@ def _hide_loading_bars() -> None:
 
 
 def _quickstart(argv: Sequence[str]) -> None:
-    import tyro
+    from tutelage import cli_options, quickstart
+    from tutelage.train import config_io
 
-    def options(output: Path = Path("runs/quickstart"), seed: int = 0) -> tuple[Path, int]:
-        """Distil the small teacher the package carries: supervised KD and on-policy GKD side by side, on a CPU.
-
-        Args:
-            output: The folder for the results.
-            seed: Keys every random choice.
-        """
-        return output, seed
-
-    output, seed = tyro.cli(options, args=list(argv), prog="tutelage quickstart")
-    from tutelage import quickstart
-
-    quickstart.main(output=output, seed=seed)
+    _, options = cli_options.parse(
+        quickstart.Options,
+        argv,
+        prog="tutelage quickstart",
+        description="Distil the small teacher the package carries: supervised KD and on-policy GKD side by side, on a CPU. "
+        "Interrupted, the same command goes on where it was.",
+    )
+    asked = config_io.validate(quickstart.Options, options)
+    quickstart.main(output=asked.output, seed=asked.seed, settings=quickstart.Settings(steps=asked.steps))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import tyro
 import yaml
 from pydantic.fields import FieldInfo
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, closest
 from tutelage.section import Section
 from tutelage.train import config_io
 
@@ -53,13 +55,14 @@ def parse(
         The values of the positional arguments, and the options that differ from the defaults, nested.
 
     Raises:
-        UserError: a mapping's option without a value, or an option of a key's initials.
-        SystemExit: help was asked for (status 0); an option that does not exist (its text names the nearest) or that does
-            not read as its type (status 2).
+        UserError: a mapping's option without a value, an option of a key's initials, or one of a mapping's name misspelt.
+        SystemExit: help was asked for (status 0); an option that does not exist (its text names the nearest), or whose value is
+            none of its choices (status 2). A number that is none is for the section to refuse.
     """
     mappings = [key for key, info in config_io.keys(section).items() if _is_mapping(info)]
     rest, given = take_mappings(argv, mappings)
     _refuse_initials(section, rest)
+    _refuse_misspelt_mappings(section, rest, mappings)
     leading: list[Any] = []
     for name, argument in (positional or {}).items():
         metavar = name.upper() if argument.required else f"[{name.upper()}]"
@@ -70,7 +73,9 @@ def parse(
     options = _dataclass(section, defaults or {}, leading)
     if mappings:
         description += f" Mappings are given key by key, --KEY.NAME VALUE: {', '.join(mappings)}."
-    parsed: Any = tyro.cli(options, args=rest, prog=prog, description=description)
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_number)
+    parsed: Any = tyro.cli(options, args=rest, prog=prog, description=description, registry=registry)
     changes = _changes(parsed)
     arguments = {name: changes.pop(name, None) for name in positional or {}}
     return arguments, config_io.deep_merge(changes, given)
@@ -83,6 +88,41 @@ def _refuse_initials(section: type[Section], argv: Sequence[str]) -> None:
         meant = config_io.abbreviated(flag.removeprefix("--").replace("-", "_"), known)
         if meant is not None:
             raise UserError(f"unknown option {flag}; did you mean --{meant.replace('_', '-')}?")
+
+
+def _refuse_misspelt_mappings(section: type[Section], argv: Sequence[str], mappings: Sequence[str]) -> None:
+    """Raises UserError for an option such as --task.option.metric: tyro does not know mappings, and could not name the nearest."""
+    known = config_io.keys(section)
+    for flag in (argument.partition("=")[0] for argument in argv if argument.startswith("--")):
+        parts = flag.removeprefix("--").split(".")
+        if flag.removeprefix("--").replace("-", "_") in known:
+            continue
+        for mapping in mappings:
+            depth = mapping.count(".") + 1
+            if closest(".".join(parts[:depth]).replace("-", "_"), known) == mapping:
+                meant = ".".join([mapping.replace("_", "-"), *parts[depth:]])
+                raise UserError(f"unknown option {flag}; did you mean --{meant}?")
+
+
+def _number(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """tyro's rule for numbers, but what is none stays text: the section's refusal names the key and what it needs."""
+    kind: Any = type_info.type
+    if kind not in (int, float):
+        return None
+
+    def read(words: list[str]) -> Any:
+        try:
+            return kind(words[0])
+        except ValueError:
+            return words[0]
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def take_mappings(argv: Sequence[str], mappings: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
@@ -147,15 +187,28 @@ def _dataclass(section: type[Section], values: Mapping[str, Any], leading: Seque
             nested = _dataclass(inner, values.get(name, {}))
             fields.append((name, nested, dataclasses.field(default_factory=nested)))
         elif not _is_mapping(info):
-            annotation = Annotated[info.annotation, tyro.conf.arg(help=info.description or "")]  # type: ignore[name-defined]
-            if name in values or not info.is_required():
+            required = name not in values and info.is_required()
+            shown = tyro.conf.arg(
+                help=_paragraphs(info.description or ""), help_behavior_hint=None if required else _default_hint
+            )
+            annotation = Annotated[info.annotation, shown]  # type: ignore[name-defined]
+            if not required:
                 default = values.get(name, info.get_default(call_default_factory=True))
                 fields.append((name, annotation, dataclasses.field(default=default)))
             else:
                 fields.append((name, annotation))
     made = dataclasses.make_dataclass(section.__name__, fields, kw_only=True)
-    made.__doc__ = section.__doc__
+    made.__doc__ = _paragraphs(section.__doc__ or "")
     return made
+
+
+def _paragraphs(text: str) -> str:
+    """The text with the lines of each paragraph joined: a terminal breaks them elsewhere than the source."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip()))
+
+
+def _default_hint(default: str) -> str:
+    return f"(default: {default or 'empty'})"
 
 
 def _is_mapping(info: FieldInfo) -> bool:

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from tutelage.errors import UserError
 from tutelage.eval import marks
 from tutelage.eval.evaluate import evaluate
-from tutelage.eval.results import Completion, Evaluation, read, save
+from tutelage.eval.results import Completion, Evaluation, read, save, shortened
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
 from tutelage.report import write_report
@@ -31,7 +31,7 @@ from tutelage.train.checkpoint import is_disk_full
 from tutelage.train.config import Config, EvalConfig
 from tutelage.train.prompts import sampling_of
 from tutelage.train.setup import holds_run, prepare
-from tutelage.train.signals import leaving_on_sigterm
+from tutelage.train.signals import how_to_go_on, leaving_on_sigterm
 
 # Given what makes an evaluation, returns it, or the same that was made before.
 Start = Callable[[Callable[[], Evaluation]], Evaluation]
@@ -50,7 +50,7 @@ class RunResult:
 
     student: LanguageModel
     folder: Path
-    records: Sequence[Mapping[str, Any]]
+    records: Sequence[Mapping[str, Any]] = field(repr=False)
     before: Evaluation | None
     after: Evaluation | None
 
@@ -77,14 +77,17 @@ def run(
         Interrupted: SIGTERM or Ctrl-C, between steps after a checkpoint; elsewhere SIGTERM, at once.
     """
     console = console or Console()
-    if config.resume and not holds_run(config.output):
-        notices = Console(stderr=True, soft_wrap=True, highlight=False)
+    notices = Console(stderr=True, soft_wrap=True, highlight=False)
+    resuming = config.resume and holds_run(config.output)
+    if config.resume and not resuming:
         notices.print(f"no run to resume in {config.output}: starting at step 0", style="yellow", markup=False)
     replacing = config.overwrite and not config.resume and holds_run(config.output)
     with leaving_on_sigterm(lambda: _way_on(config.output, replacing)):
         try:
             parts, task = prepare(config, student=student, teacher=teacher, task=task)
             replacing = False
+            if resuming:
+                notices.print(_where_it_goes_on(config, parts), markup=False)
             judge = _Judge(config, parts, task)
             before = judge.recall("before") if parts.checkpoints.steps() else judge.judge("before", start)
             history = loop.train(parts, config, judge.headline)
@@ -95,7 +98,7 @@ def run(
             if not is_disk_full(error):
                 raise
             raise UserError(
-                f"no space left on the disk of {config.output}; free some, then go on from the last checkpoint with --resume"
+                f"no space left on the disk of {config.output}; free some, then go on from the last checkpoint (resume)"
             ) from error
         parts.log.close()
         if after is not None and config.log.samples:
@@ -116,8 +119,17 @@ def _way_on(output: Path, replacing: bool) -> str:
     if replacing:
         return f"before the run in {output} was replaced; start the same command again"
     if holds_run(output):
-        return f"go on with --resume --output {output}"
+        return how_to_go_on(output)
     return f"before anything was trained in {output}; start the same command again"
+
+
+def _where_it_goes_on(config: Config, parts: loop.Parts) -> str:
+    """Tells how much of a resumed run is trained already."""
+    done, steps = max(parts.checkpoints.steps(), default=0), config.train.steps
+    if done < steps:
+        return f"going on from step {done} of {steps} in {config.output}"
+    left = "saving the student and evaluating it" if parts.held_out else "saving the student"
+    return f"all {steps} steps in {config.output} are done: only {left}"
 
 
 class _Judge:
@@ -233,7 +245,8 @@ def _show_samples(before: Evaluation | None, after: Evaluation, console: Console
     earlier = {each.prompt_id: each.text for each in _first_samples(before)} if before is not None else {}
     for completion in _first_samples(after)[:count]:
         old = earlier.get(completion.prompt_id, "-")
-        table.add_row(Text(completion.prompt, style="dim"), Text(old), Text(completion.text))
+        texts = (shortened(text) for text in (completion.prompt, old, completion.text))
+        table.add_row(*(Text(text, style=style) for text, style in zip(texts, ("dim", "", ""), strict=True)))
     console.print(table)
 
 

@@ -24,6 +24,11 @@ from tutelage.run import RunResult, run
 from tutelage.tasks import load_task
 from tutelage.tasks.base import Example, Task
 from tutelage.tasks.encode import Encoding, encode_split
+from tutelage.train import config_io
+from tutelage.train.checkpoint import differences
+from tutelage.train.config import Config
+from tutelage.train.metrics import read_metrics
+from tutelage.train.setup import holds_run
 
 DECODINGS = ("greedy", "T=1")
 TEMPERATURES = (0.0, 1.0)
@@ -91,7 +96,7 @@ class Outcome:
         teacher, before, supervised, on_policy: the four models.
         difference: on-policy minus supervised on the same test problems, in percentage points, by decoding.
         examples, references: the test problems and their worked answers.
-        seconds: of everything, evaluations included.
+        seconds: of everything this process did, evaluations included.
     """
 
     settings: Settings
@@ -129,8 +134,8 @@ def compare(settings: Settings, output: Path, seed: int, console: Console) -> Ou
     trainings: dict[str, Training] = {}
     for number, method in enumerate((settings.supervised, settings.on_policy), 1):
         console.print(f"\n[bold]{number}/3[/] {method.label}, {settings.steps} steps")
-        config = configuration(settings, method, output / method.name, seed)
-        trainings[method.name] = _training(method, run(config, console=Console(quiet=True)))
+        config = _going_on(configuration(settings, method, output / method.name, seed), console)
+        trainings[method.name] = _training(method, config, run(config, console=Console(quiet=True)))
     console.print(f"\n[bold]3/3[/] all four models on {settings.test_size:,} test problems")
     task = load_task("arithmetic", train_size=settings.train_size, test_size=settings.test_size)
     systems = _test_systems(settings, output, trainings, task, seed, console)
@@ -152,22 +157,43 @@ def compare(settings: Settings, output: Path, seed: int, console: Console) -> Ou
     )
 
 
-def _training(method: Method, result: RunResult) -> Training:
+def _going_on(config: Config, console: Console) -> Config:
+    """The run, made to go on with the one in its folder where that is the same; any other it replaces, and says so.
+
+    Raises:
+        UserError: the run in the folder has lost its configuration.
+    """
+    if not holds_run(config.output):
+        return config
+    of_the_call = {"output", "resume", "overwrite"}
+    saved = config_io.load_yaml(config.output / "config.yaml")
+    there = {key: value for key, value in saved.items() if key not in of_the_call}
+    differing = differences(there, config.model_dump(mode="json", exclude=of_the_call))
+    if not differing:
+        return config.model_copy(update={"resume": True})
+    text = f"the run in {config.output} is another one ({differing}): starting anew"
+    console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return config
+
+
+def _training(method: Method, config: Config, result: RunResult) -> Training:
+    """From the run's folder: a run that went on has earlier steps than those of this process."""
     seconds: dict[str, float] = {}
     accuracy: dict[int, Mapping[str, float]] = {0: _values(result.before)}
-    for record in result.records:
+    records = read_metrics(config.output / "metrics.jsonl")
+    for record in records:
         for phase, spent in record["seconds"].items():
             if phase in ("rollout", "teacher", "update"):
                 seconds[phase] = seconds.get(phase, 0.0) + spent
         if "evaluation" in record:
             accuracy[record["step"]] = {d: record["evaluation"][f"accuracy {d}"] for d in DECODINGS}
-    steps = result.records[-1]["step"]
+    steps = records[-1]["step"]
     accuracy[steps] = _values(result.after)
     return Training(method, steps, seconds, tuple(Point(*point) for point in accuracy.items()))
 
 
 def _values(evaluation: Evaluation | None) -> dict[str, float]:
-    assert evaluation is not None  # eval.final names a split, and the runs start afresh
+    assert evaluation is not None  # eval.final names a split, and a run that goes on has the same `eval` as before
     return {row.decoding: row.value for row in evaluation.rows if row.value is not None}
 
 

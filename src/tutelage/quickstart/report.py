@@ -22,7 +22,7 @@ from tutelage import __version__
 from tutelage.eval.results import with_interval
 from tutelage.eval.statistics import PairedDifference
 from tutelage.quickstart.experiment import DECODINGS, Outcome, System
-from tutelage.quickstart.settings import ADAMW_SHARE, Settings
+from tutelage.quickstart.settings import ADAMW_SHARE, SEARCHED_STEPS, Settings
 
 EXAMPLES_SHOWN = 3
 EXAMPLES_WRITTEN = 20
@@ -46,9 +46,15 @@ def print_header(console: Console, settings: Settings, output: Path) -> None:
         )
     )
     console.print(
-        f"Both then meet {settings.test_size:,} problems that neither has seen. About 4 minutes on two cores; no network. "
-        f"Everything goes to {escape(str(output))}."
+        f"Both then meet {settings.test_size:,} problems that neither has seen. About {_duration(settings.steps)} on two "
+        f"cores; no network. Everything goes to {escape(str(output))}. Interrupted, the same command goes on where it was."
     )
+
+
+def _duration(steps: int) -> str:
+    """On two cores: a minute of evaluations and half a second for a step of both methods (docs/results/quickstart.json)."""
+    minutes = round(1 + steps / 120)
+    return "a minute" if minutes == 1 else f"{minutes} minutes"
 
 
 def print_outcome(console: Console, outcome: Outcome, output: Path) -> None:
@@ -90,8 +96,9 @@ def reading(outcome: Outcome) -> list[str]:
         "it (docs/results/reproduction, five seeds).",
         f"Steps are matched ({first.steps} each), time is not: {first.total_seconds:.0f} s supervised, "
         f"{second.total_seconds:.0f} s on-policy, where the student first writes what it is marked on.",
-        "The learning rate of each method is the best of four on the validation split (one seed), found by make reproduce PARTS=methods; "
-        "more methods and seeds are in docs/results/reproduction. The test split is used once: for the table above.",
+        f"The learning rate of each method is the best of four on the validation split (one seed) at {SEARCHED_STEPS} steps, found by "
+        "make reproduce PARTS=rates; more methods and seeds are in docs/results/reproduction. The test split is used once: for the table "
+        "above.",
         "The intervals hold the choice of test problems, not the luck of one training run. "
         f"For another: --seed {outcome.seed + 1}.",
     ]
@@ -193,7 +200,7 @@ def _markdown(outcome: Outcome) -> Iterator[str]:
 
 def _pointers(outcome: Outcome, output: Path) -> str:
     program = "tutelage" if shutil.which("tutelage") else os.path.relpath(Path(sys.executable).with_name("tutelage"))
-    shown, student = escape(str(output)), outcome.settings.on_policy.name
+    shown, student, steps = escape(str(output)), outcome.settings.on_policy.name, outcome.settings.steps
     return (
         f"\n[bold]Done in {outcome.seconds / 60:.1f} minutes[/]\n"
         f"  {shown}/plot.png       validation curves and test results\n"
@@ -205,7 +212,7 @@ def _pointers(outcome: Outcome, output: Path) -> str:
         "  evaluate any Hugging Face model on any of the tasks:\n"
         f"    {program} eval {shown}/{student}/model --task.name arithmetic --split validation\n"
         "  train longer, or change any other key of the run:\n"
-        f"    {program} train {shown}/{student}/config.yaml --train.steps 1000 --output runs/longer\n"
+        f"    {program} train {shown}/{student}/config.yaml --train.steps {3 * steps} --output runs/longer\n"
         "  your own models on your own data, one JSON object with prompt and completion a line:\n"
         f"    {program} train --student STUDENT --teacher TEACHER --task.data rows.jsonl --output runs/mine"
     )

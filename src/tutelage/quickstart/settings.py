@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
+
+from tutelage.section import Section
 from tutelage.train import config_io
 from tutelage.train.config import Config
 
@@ -33,8 +36,9 @@ class Method:
     matrix_learning_rate: float
 
 
-# Learning rates are the best on the validation split, of four each and one seed, in the search of recipes/reproduce/methods.yaml, which has
-# these two methods at this number of steps: docs/results/reproduction/methods.
+# Learning rates are the best on the validation split, of four each and one seed, in the search of recipes/reproduce/rates.yaml, which has
+# these two methods at this number of steps: docs/results/reproduction/rates.
+SEARCHED_STEPS = 350
 SUPERVISED_KD = Method("supervised_kd", "supervised KD", "supervised_kd", "forward_kl", matrix_learning_rate=0.02)
 ON_POLICY_GKD = Method("on_policy_gkd", "on-policy GKD", "gkd", "forward_kl", matrix_learning_rate=0.01)
 
@@ -61,12 +65,23 @@ class Settings:
     on_policy: Method = ON_POLICY_GKD
     train_size: int = 1000
     prompt_size: int = 10_000
-    steps: int = 350
+    steps: int = SEARCHED_STEPS
     batch_size: int = 32
     evaluate_every: int = 70
     validation_size: int = 200
     test_size: int = 500
     resamples: int = 1000
+
+
+class Options(Section):
+    """What the command line may say."""
+
+    output: Path = Path("runs/quickstart")
+    """The folder for the results."""
+    steps: int = Field(SEARCHED_STEPS, ge=1)
+    """Optimiser steps of each method; the learning rates were chosen at the default."""
+    seed: int = 0
+    """Keys every random choice."""
 
 
 def configuration(settings: Settings, method: Method, output: Path, seed: int) -> Config:
@@ -100,7 +115,7 @@ def configuration(settings: Settings, method: Method, output: Path, seed: int) -
                 "warmup_steps": min(10, settings.steps - 1),
                 "schedule": "cosine",
                 "micro_batch_tokens": 1024,
-                "checkpoint_every": settings.steps,
+                "checkpoint_every": settings.evaluate_every,
                 "device": "cpu",  # the models are too small for a GPU to be quicker
             },
             "eval": {

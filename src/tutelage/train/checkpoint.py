@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Checkpoints:
             kept = self.steps()
             raise UserError(
                 f"no space left on the disk of {self.folder} while writing the checkpoint of step {step}; free some, then go on "
-                f"with --resume from step {kept[-1] if kept else 0} (nothing before it is lost)"
+                f"from step {kept[-1] if kept else 0} (resume): nothing before it is lost"
             ) from error
         for old in self.steps()[: -self.config.train.keep_checkpoints]:
             shutil.rmtree(self.folder / f"step-{old:08d}")
@@ -115,13 +116,17 @@ class Checkpoints:
 
 def check_identity(saved: dict[str, Any], config: Config, what: str) -> None:
     """Raises UserError naming every option in which a saved run differs from this one."""
-    differing = _differences(saved, identity(config))
+    differing = differences(saved, identity(config))
     if differing:
-        shown = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in differing[:8])
         raise UserError(
-            f"{what} was written with another configuration ({shown}). Give the same options to resume, choose another --output, "
-            "or start over with --overwrite"
+            f"{what} was written with another configuration ({differing}). Give the same options to resume, choose another output, "
+            "or start over (overwrite)"
         )
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In what a saved configuration differs from another, "train.steps: 5 there, 9 now", up to eight keys; "" for none."""
+    return "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in _differences(saved, now)[:8])
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -130,7 +135,7 @@ def require_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise UserError(
             f"the disk of {folder} has {free / 2**20:,.0f} MB free, the run's checkpoints and the student need about "
-            f"{needed / 2**20:,.0f} MB; free some, choose another --output, or lower train.keep_checkpoints"
+            f"{needed / 2**20:,.0f} MB; free some, choose another output, or lower train.keep_checkpoints"
         )
 
 
@@ -147,7 +152,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
         found = []
         for name in sorted(old.keys() | new.keys()):
             found += _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)

@@ -208,7 +208,7 @@ def _problem(detail: ErrorDetails, known: Iterable[str]) -> tuple[str, str]:
     if detail["type"] == "extra_forbidden":
         return path, unknown_key(path, known)
     key = next((key for key in known if path.startswith(f"{key}.")), path)
-    needed = detail["msg"].removeprefix("Input should be ")
+    needed = detail["msg"].removeprefix("Input should be ").partition(", unable to parse")[0]
     if detail["type"] == "model_type":
         needed = "a section: a mapping of keys to values"
     return key, f"{key}: saw {detail['input']!r}, needs {needed}"

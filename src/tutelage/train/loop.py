@@ -211,7 +211,7 @@ def save_failure(output: Path, step: int, rollouts: list[Rollout], record: Mappi
     path.write_text(json.dumps({"step": step + 1, "record": seen, "rollouts": [asdict(r) for r in rollouts]}))
     return (
         f"step {step + 1}: the loss is {record['loss']} and the gradient norm {record['grad_norm']}; the weights were not updated. "
-        f"The batch is in {path}. Start over (--overwrite, or another --output) with a lower train.learning_rate or more "
+        f"The batch is in {path}. Start over (overwrite, or another output) with a lower train.learning_rate or more "
         "train.warmup_steps; a divergence that is infinite where the teacher gives no mass (reverse_kl) becomes finite as jsd(0.9) "
         "or skew_reverse_kl"
     )

@@ -167,7 +167,8 @@ class Progress:
     ) -> None:
         self._console = console or Console(stderr=True)
         self._watch = watch
-        self._total = total
+        self._total, self._done = total, done
+        self._started = time.monotonic()
         self._tokens = 0
         self._last_line = -math.inf
         self._plain = show and not self._console.is_terminal
@@ -199,7 +200,9 @@ class Progress:
         self._bar.update(self._task, completed=step, description=text)
         now = time.monotonic()
         if self._plain and (now - self._last_line >= PLAIN_INTERVAL_SECONDS or step == self._total):
-            self._console.print(f"step {step}/{self._total}  {text}", soft_wrap=True, highlight=False)
+            left = (self._total - step) * (now - self._started) / (step - self._done)
+            remaining = f"  {in_words(left)} left" if step < self._total else ""
+            self._console.print(f"step {step}/{self._total}  {text}{remaining}", soft_wrap=True, highlight=False)
             self._last_line = now
 
     def __enter__(self) -> Self:
@@ -210,6 +213,15 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+def in_words(seconds: float) -> str:
+    """A time in its two largest units: 45 s, 1 min 20 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def announce(text: str, show: bool = True, console: Console | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import threading
@@ -26,6 +27,12 @@ class Interrupted(BaseException):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def how_to_go_on(output: Path) -> str:
+    """What goes on with the run in a folder: a whole command, for the folder holds the run's configuration."""
+    recipe = shlex.quote(str(output / "config.yaml"))
+    return f"go on with: tutelage train {recipe} --resume (in Python: the same call with resume=True)"
 
 
 class StopRequest:
@@ -54,7 +61,7 @@ class StopRequest:
         """Raises Interrupted when a signal came; the caller has written the checkpoint of `step`."""
         if self.requested:
             name = signal.Signals(self._number).name
-            raise Interrupted(f"{name}: stopped after step {step}, go on with --resume --output {output}", self._number)
+            raise Interrupted(f"{name}: stopped after step {step}, {how_to_go_on(output)}", self._number)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.requested, self._number = True, number
