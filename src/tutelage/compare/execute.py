@@ -130,7 +130,8 @@ def _start(work: Work, job: Job) -> BaseProcess:
     have threads and a GPU.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tutelage.compare.cell"])
+    # The second by name, for transformers imports it only when it loads a first model.
+    context.set_forkserver_preload(["tutelage.compare.cell", "transformers.modeling_utils"])
     process = context.Process(target=_process, args=(work, job))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
