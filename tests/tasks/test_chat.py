@@ -6,7 +6,14 @@ from tokenizers.processors import TemplateProcessing
 
 from tutelage.errors import UserError
 from tutelage.tasks.arithmetic import build_tokenizer
-from tutelage.tasks.chat import EndOfTurn, encode_completion, encode_prompt, end_of_turn
+from tutelage.tasks.chat import (
+    EndOfTurn,
+    encode_completion,
+    encode_completions,
+    encode_prompt,
+    encode_prompts,
+    end_of_turn,
+)
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
@@ -163,3 +170,21 @@ def test_a_turn_can_end_without_an_end_of_sequence():
     chat = chat_tokenizer("<|eot_id|>")
     chat.eos_token = None
     assert encode_completion(chat, "12", end_of_turn(chat)) == [*plain("12"), EOT]
+
+
+@pytest.mark.parametrize("single", ["$A", "<s> $A", "$A </s>", "<s> $A </s>"])
+@pytest.mark.parametrize("encoder_decoder", [False, True])
+def test_many_at_once_are_those_one_by_one(single: str, encoder_decoder: bool) -> None:
+    chat = tokenizer(single, chat_template=TEMPLATE)
+    prompts = ["Tom has 3", CHAT, "Tom</s>", "12", CHAT]
+    for use_chat in ("auto", "always"):
+        options = {"use_chat": use_chat, "encoder_decoder": encoder_decoder}
+        assert encode_prompts(chat, prompts, **options) == [
+            encode_prompt(chat, prompt, **options) for prompt in prompts
+        ]
+    ends = [None, EndOfTurn("", BOS), EndOfTurn(" ", EOS)]
+    texts = ["12", "7</s>", "19"]
+    assert encode_completions(chat, texts, ends) == [
+        encode_completion(chat, text, end) for text, end in zip(texts, ends, strict=True)
+    ]
+    assert encode_prompts(chat, [], use_chat="auto", encoder_decoder=encoder_decoder) == []

@@ -85,11 +85,13 @@ def test_a_limit_takes_the_first_and_reads_no_further() -> None:
     assert [p.id for p in encode_split(task, "validation", encoding(), limit=1)] == [0]
 
 
-def test_encoded_prompts_are_those_of_the_rows_one_by_one() -> None:
-    task = Rows([("1 2", "3"), ("4", None), ("5", "67"), ("8 9", "0")])
+def test_encoded_prompts_are_those_of_the_rows_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_AT_A_TIME", 3)
+    task = Rows([("1 2", "3"), ("4", None), ("5", "67</s>"), ("8</s>", "0")])
     prompts = encode_split(task, "train", encoding())
-    expected = [encoding().prompt(task, i, example, "train") for i, example in enumerate(task.examples("train"))]
+    expected = [encoding().prompts(task, {i: example}, "train")[0] for i, example in enumerate(task.examples("train"))]
     assert list(prompts) == expected
+    assert [prompt.reference_ids for prompt in prompts] == [(*ids("3"), EOS), None, (*ids("67"), EOS), (*ids("0"), EOS)]
     assert [prompts[i] for i in (3, 0, -1, -4)] == [expected[i] for i in (3, 0, -1, -4)]
     assert prompts[1::2] == expected[1::2]
     with pytest.raises(IndexError):

@@ -93,7 +93,7 @@ def encode_prompt(
     check_template(tokenizer, use_chat)
     if isinstance(prompt, str):
         if not is_chat(prompt, use_chat):
-            return _encode_text(tokenizer, prompt, encoder_decoder)
+            return _encode_texts(tokenizer, [prompt], encoder_decoder)[0]
         prompt = [{"role": "user", "content": prompt}]
     elif use_chat == "never":
         raise UserError(
@@ -110,6 +110,20 @@ def encode_prompt(
         messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
     )
     return [int(i) for i in ids]
+
+
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[str | Sequence[Message]], *, use_chat: UseChat, encoder_decoder: bool
+) -> list[list[int]]:
+    """`encode_prompt` of each, plain texts all in one call of the tokenizer, which is several times quicker."""
+    plain = [prompt for prompt in prompts if isinstance(prompt, str) and not is_chat(prompt, use_chat)]
+    encoded = iter(_encode_texts(tokenizer, plain, encoder_decoder))
+    return [
+        encode_prompt(tokenizer, prompt, use_chat=use_chat, encoder_decoder=encoder_decoder)
+        if is_chat(prompt, use_chat)
+        else next(encoded)
+        for prompt in prompts
+    ]
 
 
 def check_template(tokenizer: Any, use_chat: UseChat) -> None:
@@ -137,23 +151,46 @@ def encode_completion(tokenizer: Any, text: str, end: EndOfTurn | None = None) -
     Raises:
         UserError: the tokenizer has no end-of-sequence token, and none ends the turn.
     """
-    last = tokenizer.eos_token_id if end is None else end.token_id
+    return encode_completions(tokenizer, [text], [end])[0]
+
+
+def encode_completions(tokenizer: Any, texts: Sequence[str], ends: Sequence[EndOfTurn | None]) -> list[list[int]]:
+    """`encode_completion` of each text with its end, in one call of the tokenizer."""
+    gapped = [text + ("" if end is None else end.gap) for text, end in zip(texts, ends, strict=True)]
+    return [
+        _ended(ids, _last_token(tokenizer, end))
+        for ids, end in zip(_ids(tokenizer, gapped, add_special_tokens=False), ends, strict=True)
+    ]
+
+
+def _last_token(tokenizer: Any, end: EndOfTurn | None) -> int:
+    last: int | None = tokenizer.eos_token_id if end is None else end.token_id
     if last is None:
         raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, which ends every completion; set "
             "eos_token in its tokenizer_config.json"
         )
-    gap = "" if end is None else end.gap
-    ids: list[int] = list(tokenizer(text + gap, add_special_tokens=False)["input_ids"])
+    return last
+
+
+def _ended(ids: list[int], last: int) -> list[int]:
     while ids and ids[-1] == last:
         ids.pop()
     return [*ids, last]
 
 
-def _encode_text(tokenizer: Any, text: str, encoder_decoder: bool) -> list[int]:
-    ids: list[int] = list(tokenizer(text)["input_ids"])
+def _encode_texts(tokenizer: Any, texts: Sequence[str], encoder_decoder: bool) -> list[list[int]]:
+    encoded = _ids(tokenizer, texts)
     eos = tokenizer.eos_token_id
-    if encoder_decoder or eos is None or ids[-1:] != [eos]:
-        return ids
-    written = tokenizer(text, add_special_tokens=False)["input_ids"][-1:] == [eos]
-    return ids if written else ids[:-1]
+    if encoder_decoder or eos is None:
+        return encoded
+    ending = [place for place, ids in enumerate(encoded) if ids[-1:] == [eos]]
+    written = _ids(tokenizer, [texts[place] for place in ending], add_special_tokens=False)
+    for place, ids in zip(ending, written, strict=True):
+        if ids[-1:] != [eos]:  # the tokenizer has added it, and a decoder must not see it: it continues the prompt
+            encoded[place].pop()
+    return encoded
+
+
+def _ids(tokenizer: Any, texts: Sequence[str], **options: bool) -> list[list[int]]:
+    return [list(ids) for ids in tokenizer(list(texts), **options)["input_ids"]] if texts else []

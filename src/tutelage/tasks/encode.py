@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, overload
 
 import numpy as np
@@ -20,8 +21,8 @@ from tutelage.tasks.chat import (
     EndOfTurn,
     UseChat,
     check_template,
-    encode_completion,
-    encode_prompt,
+    encode_completions,
+    encode_prompts,
     end_of_turn,
     is_chat,
 )
@@ -29,6 +30,8 @@ from tutelage.types import Prompt
 
 # From so many rows on, encoding takes seconds: it shows its progress, or, for examples made when asked for, waits for them.
 _MANY = 20_000
+# Texts in one call of the tokenizer.
+_AT_A_TIME = 1000
 # Examples of a split made when asked for that tell it from others.
 _SAMPLE = 1000
 
@@ -70,32 +73,43 @@ class Encoding:
         """Tokens that end a completion of these prompts, beside those a model has by itself."""
         return frozenset() if self.end_of_turn is None else frozenset({self.end_of_turn.token_id})
 
-    def prompt(self, task: Task, index: int, example: Example, split: str) -> Prompt | None:
-        """The example's prompt; None when it is left out for its length.
+    def prompts(self, task: Task, examples: Mapping[int, Example], split: str) -> list[Prompt | None]:
+        """The prompts of examples by their indices; None in place of one that is left out for its length.
 
         Raises:
             UserError: a prompt over the limit, an empty one, or an empty reference.
         """
-        asked = task.prompt(example)
-        ids = encode_prompt(self.tokenizer, asked, use_chat=self.use_chat, encoder_decoder=self.encoder_decoder)
-        text = task.reference(example)
-        where = f"{task.name}, {split} example {index}"
+        asked = [task.prompt(example) for example in examples.values()]
+        encoded = encode_prompts(self.tokenizer, asked, use_chat=self.use_chat, encoder_decoder=self.encoder_decoder)
+        texts = [task.reference(example) for example in examples.values()]
+        kept = [
+            self._is_kept(ids, text, f"{task.name}, {split} example {index}")
+            for index, ids, text in zip(examples, encoded, texts, strict=True)
+        ]
+        ends = [self.end_of_turn if is_chat(prompt, self.use_chat) else None for prompt in asked]
+        answered = [(text, end) for text, end, keep in zip(texts, ends, kept, strict=True) if keep and text is not None]
+        references = iter(
+            encode_completions(self.tokenizer, [text for text, _ in answered], [end for _, end in answered])
+        )
+        return [
+            Prompt(index, tuple(ids), None if text is None else tuple(next(references)), example) if keep else None
+            for (index, example), ids, text, keep in zip(examples.items(), encoded, texts, kept, strict=True)
+        ]
+
+    def _is_kept(self, ids: Sequence[int], reference: str | None, where: str) -> bool:
+        """Whether a prompt is within the limit, or to be left out."""
         if not ids:
             raise UserError(f"{where}: the prompt has no tokens; remove the row or fill it in")
-        if text is not None and not text.strip():
+        if reference is not None and not reference.strip():
             raise UserError(
                 f"{where}: the completion is empty; remove the row, fill it in, or give None where there is none"
             )
-        if len(ids) > self.max_prompt_tokens:
-            if self.skip_long:
-                return None
+        if len(ids) > self.max_prompt_tokens and not self.skip_long:
             raise UserError(
                 f"{where}: the prompt has {len(ids)} tokens, the limit is {self.max_prompt_tokens}; raise task.max_prompt_tokens, "
                 "or leave such examples out with task.skip_long_prompts"
             )
-        end = self.end_of_turn if is_chat(asked, self.use_chat) else None
-        reference = None if text is None else tuple(encode_completion(self.tokenizer, text, end))
-        return Prompt(index, tuple(ids), reference, example)
+        return len(ids) <= self.max_prompt_tokens
 
 
 def encode_split(
@@ -128,17 +142,21 @@ def encode_split(
     if isinstance(examples, Generated) and len(indices) > _MANY:
         return GeneratedSplit(task, split, examples, encoding, indices)
     with _bar(show_progress and len(indices) > _MANY) as bar:
-        made = (
-            encoding.prompt(task, i, examples[i], split)
-            for i in bar.track(indices, description=f"encoding the {split} split")
-        )
-        kept = _EncodedSplit(examples, (prompt for prompt in made if prompt is not None))
+        tracked = bar.track(indices, description=f"encoding the {split} split")
+        made = (encoding.prompts(task, {i: examples[i] for i in some}, split) for some in _batches(tracked, _AT_A_TIME))
+        kept = _EncodedSplit(examples, (prompt for several in made for prompt in several if prompt is not None))
     if len(kept) < len(indices):
         left_out = len(indices) - len(kept)
         logging.getLogger(__name__).warning(
             "%d of %d %s examples are over the limit of the prompt: left out", left_out, len(indices), split
         )
     return kept
+
+
+def _batches(indices: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
+    rest = iter(indices)
+    while batch := tuple(islice(rest, size)):
+        yield batch
 
 
 def chosen(count: int, fraction: float, seed: int) -> Sequence[int]:
@@ -240,7 +258,7 @@ class GeneratedSplit(_Split):
     def at(self, place: int) -> Prompt:
         """Encodes the example. Raises UserError when it is over the limit."""
         index = self.indices[place]
-        prompt = self.encoding.prompt(self.task, index, self.examples[index], self.split)
+        (prompt,) = self.encoding.prompts(self.task, {index: self.examples[index]}, self.split)
         if prompt is None:
             raise UserError(
                 f"{self.task.name}, {self.split} example {index} is over task.max_prompt_tokens={self.encoding.max_prompt_tokens}; "
