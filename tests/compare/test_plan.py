@@ -133,6 +133,11 @@ def test_what_the_base_gives_in_vain_is_left_out(make_recipe: MakeRecipe) -> Non
         ({"teacher": "mine"}, {}, "method plain: teacher=mine has no effect: method=sft has no teacher"),
         ({"loss.temperature": 2.0}, {}, r"method plain: loss\.temperature=2\.0 has no effect"),
         ({"divergences": ["reverse_kl"]}, {}, "method plain reverse_kl: method=sft .* takes no divergence"),
+        (
+            {"method": "seqkd", "other_teachers": ["b"]},
+            {},
+            "method plain: other_teachers=b with fixed_data=teacher: .* none of them writes",
+        ),
         ({}, {"loss.temperature": 2.0}, r"method plain: loss\.temperature=2\.0 has no effect"),
     ],
 )

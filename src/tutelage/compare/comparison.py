@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,6 +285,9 @@ def _write(
     (output / "results.md").write_text(page, encoding="utf-8")
     table.show(console, grids, result.notes)
     console.print(f"tables and plots: {output}", highlight=False, soft_wrap=True)
+    if result.methods:
+        report = f"tutelage report {shlex.quote(str(output))}"
+        console.print(f"curves, samples and marks of these runs in one page: {report}", highlight=False, soft_wrap=True)
 
 
 def _line_grids(result: ComparisonResult) -> list[table.Grid]:

@@ -18,8 +18,9 @@ from tutelage.tasks import Task, load_task, task_options
 from tutelage.tasks.base import SPLITS, Split
 from tutelage.tasks.metrics import METRICS
 from tutelage.train import config_io
+from tutelage.train.checks import check_mixture
 from tutelage.train.config import Config, TaskConfig, identity
-from tutelage.train.methods import IdleOptionError
+from tutelage.train.methods import IdleOptionError, resolve
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def make_cell(recipe: ComparisonRecipe, variant: Variant, point: Mapping[str, An
         own = config_io.deep_merge(variant.own, config_io.nest(point))
         given = config_io.deep_merge(config_io.deep_merge(variant.keys, own), config_io.nest(ours))
         config, left_out = _build(given, own)
+        check_mixture(config, resolve(config))
         config = config.model_copy(update={"output": recipe.output / "runs" / address(config)})
     except UserError as error:
         raise UserError(f"method {variant.name}: {error}") from error
