@@ -246,6 +246,7 @@ def test_the_page_and_the_plots(run_comparison: Run, tmp_path: Path) -> None:
     assert "| initial student | greedy | 10.0 [9.0, 11.0] | – |" in page
     assert "after the 4.0 seconds that the quickest method trains for" in page
     assert "20.5 [14.1, 26.9]" in printed.getvalue()
+    assert f"in one page: tutelage report {folder}" in printed.getvalue()
     for name in ("results.png", "curves.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
         assert f"![]({name})" in page
