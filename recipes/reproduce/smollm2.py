@@ -1,7 +1,7 @@
 """The paper's first claim on real tasks with a real model, for a GPU: three sizes of student cut out of SmolLM2-135M.
 
     .venv/bin/python recipes/reproduce/smollm2.py --model SmolLM2-135M-Instruct --task gsm8k --data FOLDER --layers 20 10 5
-    .venv/bin/python recipes/reproduce/smollm2.py --model SmolLM2-135M-Instruct --task aeslc --data FOLDER --layers 10 --small
+    .venv/bin/python recipes/reproduce/smollm2.py --model SmolLM2-135M-Instruct --task aeslc --data FOLDER --layers 27 --small
 
 One after the other, each once: the teacher is fine-tuned on the task, every student recovers from being cut, and methods are
 compared from each student with rates chosen on validation. `smollm2.yaml` has all settings. The same command goes on after a kill.
