@@ -216,3 +216,14 @@ def test_an_evaluation_of_an_earlier_version_is_recalled_by_the_defaults_of_late
     again = run.run(config.model_copy(update={"resume": True}), student=live(), teacher=live(seed=1), task=Sums())
     assert again.before == first.before
     assert again.before is not None
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_distance_from_the_teacher_is_left_out_when_asked(
+    measured: bool, make_config: Callable[..., Config]
+) -> None:
+    config = make_config(eval={"final": "validation", "teacher_divergence": measured, "bootstrap": 0})
+    found = run.run(config, student=live(), teacher=live(seed=1), task=Sums(), console=Console(quiet=True))
+    for evaluation in (found.before, found.after):
+        assert evaluation is not None
+        assert set(evaluation.divergence) == ({"greedy", "T=1", "references"} if measured else set())

@@ -158,7 +158,7 @@ class _Judge:
         with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
             shown = bar.add_task("", total=None)
             return self._evaluate(
-                teacher=self.parts.teacher,
+                teacher=self.parts.teacher if self.config.eval.teacher_divergence else None,
                 samples_per_prompt=self.config.eval.samples_per_prompt,
                 bootstrap=self.config.eval.bootstrap,
                 progress=lambda done, total: bar.update(shown, completed=done, total=total),

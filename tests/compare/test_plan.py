@@ -70,7 +70,8 @@ def test_a_folder_is_named_by_what_shapes_the_run(make_recipe: MakeRecipe, tmp_p
     )
     others = [folder(validation_limit=3), folder(temperatures=[1.0])]
     others.append(folder(methods=[{"name": "a"}, {"name": "gkd", "train.batch_size": 5}]))
-    assert len({same, *others}) == 4
+    others.append(folder(methods=[{"name": "a"}, {"name": "gkd", "eval.teacher_divergence": False}]))
+    assert len({same, *others}) == 5
 
 
 @pytest.mark.parametrize("role", ["student", "teacher", "other_teachers"])

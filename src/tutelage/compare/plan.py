@@ -234,6 +234,8 @@ def address(config: Config) -> str:
     }
     if config.eval.samples_per_prompt > 1:
         content["validation"]["samples_per_prompt"] = config.eval.samples_per_prompt
+    if not config.eval.teacher_divergence:
+        content["validation"]["teacher_divergence"] = False
     files = fingerprints.of_data(config.task) | fingerprints.of_reward(config.rl.reward)
     if files:
         content["files"] = files

@@ -159,6 +159,9 @@ class EvalConfig(Section):
     """Rows generated at a time."""
     bootstrap: int = Field(1000, ge=0)
     """Resamples behind the 95% confidence intervals."""
+    teacher_divergence: bool = True
+    """Measure the distance from the teacher, before the first step and after the last: a forward pass of both models over everything
+    that was written, and over the references."""
     marks: int = Field(16, ge=0)
     """Sequences of which every evaluation keeps the teacher's mark on each token, for the report; 0: none."""
 
