@@ -58,10 +58,15 @@ STUDIES = "smollm2-"  # parts of smollm2.py, named smollm2-TASK-LAYERS
 
 def _compared(parts: Mapping[str, Part]) -> dict[str, tuple[str, float]]:
     """The parts in which methods meet, with the task's name and the factor that claim 1 asks of it."""
-    studies = {
-        name: (f"SmolLM2, {name.removeprefix(STUDIES)} layers", 1.5) for name in parts if name.startswith(STUDIES)
-    }
+    studies = {name: (_study(name), 1.5) for name in parts if name.startswith(STUDIES)}
     return {name: about for name, about in (TASKS | studies).items() if parts[name].is_there}
+
+
+def _study(name: str) -> str:
+    """What the page calls a part of smollm2.py."""
+    task, _, layers = name.removeprefix(STUDIES).rpartition("-")
+    size = "small settings, " if task.endswith("-small") else ""
+    return f"SmolLM2, {task.removesuffix('-small')}, {size}{layers} of 30 layers"
 
 
 def on_policy_wins(parts: Mapping[str, Part]) -> Verdict | None:
@@ -92,7 +97,8 @@ def on_policy_wins(parts: Mapping[str, Part]) -> Verdict | None:
         "is best on validation in that decoding) is positive, at least 1.5 times (Multi30k: 1.3 times) that of supervised KD and of SeqKD, "
         "and its 95% interval over seeds and examples lies above theirs. Few outputs: supervised KD and SeqKD have those that the student "
         "was fine-tuned on (arithmetic 1,000 problems, Multi30k 2,900 sentences), on-policy GKD ten times the prompts and no output. "
-        "Outputs to all prompts: the student was fine-tuned on all pairs, and all methods have all sentences. (Multi30k with few outputs "
+        "Outputs to all prompts: the student was fine-tuned on all pairs, and all methods have all sentences; SmolLM2: the student is "
+        "layers of a teacher fine-tuned on some of the outputs, and all methods have all prompts. (Multi30k with few outputs "
         "was set up after outputs to all prompts had not met the criterion, 1,000 steps after 500 had not.)",
         (["gain on the test split", *DECODINGS], rows),
         "\n".join(f"{line}." for line in found),

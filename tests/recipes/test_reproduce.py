@@ -118,6 +118,26 @@ def test_claim_1_judges_both_regimes(scripts: dict[str, Any], tmp_path: Path) ->
     assert verdict.parts == ("multi30k", "multi30k_all")
 
 
+def test_claim_1_names_the_studies_of_smollm2(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {**FIXED, "on-policy GKD jsd(0.9)": [26.0, 27.0, 28.0]}
+    gains = {
+        "supervised KD": (10.0, 8.0, 12.0),
+        "SeqKD": (9.0, 7.0, 11.0),
+        "on-policy GKD jsd(0.9)": (16.0, 14.0, 18.0),
+    }
+    names = {
+        "smollm2-aeslc-small-27": "SmolLM2, aeslc, small settings, 27 of 30 layers",
+        "smollm2-gsm8k-5": "SmolLM2, gsm8k, 5 of 30 layers",
+    }
+    parts = {name: scripts["tables"].Part(tmp_path / name) for name in (*scripts["verdicts"].PARTS, *names)}
+    for name in names:
+        write(tmp_path / name, values, gains=gains)
+    verdict = scripts["claims"].on_policy_wins(parts)
+    assert verdict.parts == tuple(names)
+    for task in names.values():
+        assert f"{task}, greedy: on-policy GKD jsd(0.9) gains 1.60, 1.78 times" in verdict.found
+
+
 def test_claim_1_judges_the_comparisons_that_are_whole(scripts: dict[str, Any], tmp_path: Path) -> None:
     values = {**FIXED, "on-policy GKD jsd(0.5)": [26.0, 27.0, 28.0]}
     gains = {"on-policy GKD jsd(0.5)": (16.0, 14.0, 18.0)}
