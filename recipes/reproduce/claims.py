@@ -132,7 +132,8 @@ def _wins(part: Part, ours: str, decoding: str, least: float) -> tuple[bool, str
     # A factor says nothing of a loss: -4 is "at least" 1.5 times -5.
     won = gain > 0 and all(gain >= least * other and above(interval, ends) for other, ends in others)
     ratios = ", ".join(shown(gain / other, digits=2) if other > 0 else "no gain" for other, _ in others)
-    words = [f"{ours} gains {ratios} times what supervised KD and SeqKD gain, {_word(won)}"]
+    compared = f"{ratios} times what supervised KD and SeqKD gain" if gain > 0 else "nothing"
+    words = [f"{ours} gains {compared}, {_word(won)}"]
     for control in part.methods:
         if control not in fixed and not control.startswith("on-policy"):
             words.append(f"{control}, gains {shown(*part.gain(control, decoding))}")

@@ -92,7 +92,9 @@ def test_claim_1_is_not_won_by_losing(scripts: dict[str, Any], tmp_path: Path) -
     for name, ours in (("worse", (-6.0, -6.1, -5.9)), ("better", (-4.0, -4.1, -3.9))):
         gains = {"supervised KD": (-5.0, -5.1, -4.9), "SeqKD": (-5.0, -5.1, -4.9), "on-policy GKD jsd(0.5)": ours}
         write(tmp_path / name / "methods", values, gains=gains)
-        assert judged(scripts, "on_policy_wins", tmp_path / name).outcome == "not reproduced"
+        verdict = judged(scripts, "on_policy_wins", tmp_path / name)
+        assert verdict.outcome == "not reproduced"
+        assert "jsd(0.5) gains nothing, criterion not met" in verdict.found
 
 
 def test_claim_1_takes_the_divergence_that_is_best_on_validation(scripts: dict[str, Any], tmp_path: Path) -> None:
