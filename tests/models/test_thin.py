@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import FAMILIES, build_module
 from tutelage.errors import UserError
-from tutelage.models.thin import kept_layers, thin
+from tutelage.models.thin import cast, kept_layers, thin
 
 STACKS = {
     "llama": ("model.layers",),
@@ -111,3 +111,13 @@ def test_dropout():
 def test_a_model_without_layers():
     with pytest.raises(UserError, match="cannot find the layers of Linear"):
         thin(torch.nn.Linear(2, 2), 1)
+
+
+def test_casting_leaves_computed_buffers_as_they_are_and_ties_tied():
+    module = build_module("qwen2", dtype=torch.float32)
+    frequencies = module.model.rotary_emb.inv_freq.clone()
+    cast(module, torch.bfloat16)
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
+    assert module.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(module.model.rotary_emb.inv_freq, frequencies)
+    assert module.lm_head.weight is module.model.embed_tokens.weight

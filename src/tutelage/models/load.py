@@ -14,7 +14,7 @@ from tutelage.models.configs import attention_for, set_dropout
 from tutelage.models.folders import looked_up, whole_folder
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.options import LoraConfig, ModelConfig, StudentConfig
-from tutelage.models.thin import thin
+from tutelage.models.thin import cast, thin
 
 
 def load(
@@ -45,7 +45,7 @@ def load(
         raise UserError(f"cannot load a model from {path!r}: {'' if Path(path).is_dir() else on_hub}{error}") from error
     if gguf_file:
         _forget_quantisation(module)
-        module = module.to(_dtype(options, "float32"))
+        cast(module, _dtype(options, "float32"))
     if options.quantization is None:
         module = module.to(device)
     return LanguageModel(module.eval(), tokenizer, path)
@@ -117,11 +117,8 @@ def load_student(
             raise UserError(
                 "student_model.init=teacher_layers needs a teacher in full precision: drop teacher_model.quantization"
             )
-        student = LanguageModel(
-            thin(teacher.base, options.layers, options.dropout).to(device, dtype),
-            teacher.tokenizer,
-            f"{teacher.name} ({options.layers} layers)",
-        )
+        thinned = thin(teacher.base, options.layers, options.dropout, dtype).to(device)
+        student = LanguageModel(thinned, teacher.tokenizer, f"{teacher.name} ({options.layers} layers)")
     else:
         if path is None:
             raise UserError("no student given: set --student to a folder or a hub name")

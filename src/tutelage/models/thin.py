@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,16 +25,17 @@ def kept_layers(depth: int, keep: int) -> list[int]:
     return [round(i * (depth - 1) / (keep - 1)) for i in range(keep)]
 
 
-def thin(model: Any, keep: int, dropout: float | None = None) -> Any:
+def thin(model: Any, keep: int, dropout: float | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """A new model with `keep` of the layers of `model` (of each stack, for encoder-decoder models).
 
     Args:
         model: a PreTrainedModel, not quantised.
         keep: layers kept.
         dropout: replaces every dropout rate of the configuration.
+        dtype: of the weights.
 
     Returns:
-        A PreTrainedModel of the same class with copied weights, float32 on the CPU.
+        A PreTrainedModel of the same class with copied weights, on the CPU.
 
     Raises:
         UserError: there are not that many layers, or none are found.
@@ -47,18 +50,40 @@ def thin(model: Any, keep: int, dropout: float | None = None) -> Any:
     config = _thinned_config(model.config, chosen[next(iter(stacks))], depth, keep)
     if dropout is not None:
         set_dropout(config, dropout)
-    student = type(model)(config)
+    with _made_in(dtype):
+        student = type(model)(config)
     _untie_as(model, student)
     state = {}
     for key, value in model.state_dict().items():
         renamed = _rename(key, chosen)
         if renamed is not None:
-            state[renamed] = (
-                value.detach().to("cpu", torch.float32) if value.is_floating_point() else value.detach().cpu()
-            )
+            state[renamed] = value.detach().to("cpu", dtype) if value.is_floating_point() else value.detach().cpu()
     student.load_state_dict(state)
     student.generation_config = copy.deepcopy(model.generation_config)
     return student
+
+
+@contextmanager
+def _made_in(dtype: torch.dtype) -> Iterator[None]:
+    """Has models made as transformers makes those that it loads: each buffer that no checkpoint holds in the type of its own.
+
+    A cast afterwards would take all of them: rounded frequencies of rotary positions make another model, up to the first time it
+    is saved and loaded.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Gives everything that a checkpoint would hold this floating-point type; other buffers keep theirs, as in `thin`."""
+    kept = set(module.state_dict())
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if name in kept and tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
 
 
 def _stacks(model: nn.Module) -> dict[str, int]:
