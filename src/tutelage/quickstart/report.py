@@ -93,7 +93,7 @@ def reading(outcome: Outcome) -> list[str]:
         "Where worked answers are plentiful this turns round: with 3,000 of them supervised KD was ahead at equal steps "
         "(docs/LOG.md, one seed), and its steps are cheaper. Try it first there. The same holds where the teacher may write answers: "
         "trained on the teacher's to all 10,000 problems (--method seqkd), the student gained one and a half times what on-policy GKD gave "
-        "it (docs/results/reproduction, five seeds).",
+        "it (docs/results/reproduction, three seeds).",
         f"Steps are matched ({first.steps} each), time is not: {first.total_seconds:.0f} s supervised, "
         f"{second.total_seconds:.0f} s on-policy, where the student first writes what it is marked on.",
         f"The learning rate of each method is the best of four on the validation split (one seed) at {SEARCHED_STEPS} steps, found by "
