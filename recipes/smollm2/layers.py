@@ -64,7 +64,7 @@ def main() -> int:
         teacher = load.load(folder, ModelConfig(dtype=config.student_model.dtype), torch.device("cpu"))
         rows.append(measured(config, teacher, layers))
         print(rows[-1], flush=True)
-    options.output.write_text(json.dumps({"command": sys.argv[1:], "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    options.output.write_text(json.dumps({"run": str(options.run), "rows": rows}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
