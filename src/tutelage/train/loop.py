@@ -100,21 +100,8 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
         for step in range(first, config.train.steps):
             rollouts = next_rollouts(parts, step, watch)
 
-            rewards = None
-            if parts.rewarder is not None:
-                with watch.phase("reward"):
-                    rewards = parts.rewarder([draw.prompt for draw in parts.source.draws(step)], rollouts)
-
             # Weights come from the whole batch, before it is cut: the cut cannot change the gradient.
-            weights, policy = weigh(rollouts, rewards, config)
-            factors = None
-            if parts.importance is not None:
-                with watch.phase("importance"):
-                    factors = parts.importance(rollouts, step)
-                    weights = weighed(weights, factors)
-            if parts.returns is not None:
-                with watch.phase("returns"):
-                    policy = add(policy, parts.returns(rollouts, weights, factors))
+            weights, policy, rewards = token_shares(parts, config, rollouts, step, watch)
             tally = Tally(rollouts)
             parts.student.module.train()
             for micro in micro_batches(rollouts, weights, parts.student.model, config.train.micro_batch_tokens, policy):
@@ -163,6 +150,26 @@ def next_rollouts(parts: Parts, step: int, watch: Stopwatch) -> list[Rollout]:
     if replayed:  # from a process that died before the next checkpoint; its record of the step is dropped
         watch.add("rollout", parts.log.seconds(step))
     return rollouts
+
+
+def token_shares(
+    parts: Parts, config: Config, rollouts: list[Rollout], step: int, watch: Stopwatch
+) -> tuple[list[list[float]], list[list[float]] | None, StepRewards | None]:
+    """What every token of a step's batch counts in the divergence and in the policy gradient, and the rewards behind the latter."""
+    rewards = None
+    if parts.rewarder is not None:
+        with watch.phase("reward"):
+            rewards = parts.rewarder([draw.prompt for draw in parts.source.draws(step)], rollouts)
+    weights, policy = weigh(rollouts, rewards, config)
+    factors = None
+    if parts.importance is not None:
+        with watch.phase("importance"):
+            factors = parts.importance(rollouts, step)
+            weights = weighed(weights, factors)
+    if parts.returns is not None:
+        with watch.phase("returns"):
+            policy = add(policy, parts.returns(rollouts, weights, factors))
+    return weights, policy, rewards
 
 
 def weigh(
