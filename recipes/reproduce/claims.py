@@ -24,6 +24,7 @@ from tables import (
     Verdict,
     above,
     difference,
+    fuller,
     metric_panel,
     outcome,
     over_seeds,
@@ -192,7 +193,7 @@ def low_data(parts: Mapping[str, Part]) -> Verdict | None:
 
 def divergence_depends(parts: Mapping[str, Part]) -> Verdict | None:
     """Claim 3."""
-    part = parts["divergences"]
+    part = fuller(parts, "divergences")
     if not part.is_there:
         return None
     part.line("on-policy GKD forward_kl", GREEDY)  # without it another one would be best by default
@@ -217,7 +218,7 @@ def divergence_depends(parts: Mapping[str, Part]) -> Verdict | None:
         values_table(part, part.methods),
         "; ".join(f"{d}: best {best[d]}, surely ahead of {', '.join(apart[d]) or 'none'}" for d in DECODINGS)
         + f"{others or '; no other task was compared under several divergences'}. {ONE_RATE}",
-        ("divergences",),
+        (part.name,),
         (metric_panel(part),),
     )
 
@@ -270,7 +271,7 @@ def more_student_data(parts: Mapping[str, Part]) -> Verdict | None:
 
 def self_distillation(parts: Mapping[str, Part]) -> Verdict | None:
     """Claim 7."""
-    part = parts["self"]
+    part = fuller(parts, "self")
     if not part.is_there:
         return None
     ahead = {}
@@ -278,7 +279,7 @@ def self_distillation(parts: Mapping[str, Part]) -> Verdict | None:
         for decoding in DECODINGS:
             teacher = part.reference("teacher", decoding)
             if teacher is None:
-                raise Incomplete("part self: the teacher was not tested")
+                raise Incomplete(f"part {part.name}: the teacher was not tested")
             values = part.per_seed(method, part.metric, decoding)
             ahead[method, decoding] = over_seeds({seed: value - teacher for seed, value in values.items()})
     on_policy = [m for m in part.methods if "on-policy" in m]
@@ -288,13 +289,13 @@ def self_distillation(parts: Mapping[str, Part]) -> Verdict | None:
         "A student of its teacher's size passes its teacher",
         "self-distillation on GSM8K: the on-policy student beats its teacher",
         outcome(checks),
-        "Per decoding: accuracy of an on-policy student minus its teacher's has a 95% interval over seeds above 0. (One of two students is "
-        "enough; at T = 1 the teacher is sampled once, and the interval leaves that out.)",
+        "Per decoding: accuracy of an on-policy student minus its teacher's has a 95% interval over seeds above 0. (One student of "
+        "several is enough; at T = 1 the teacher is sampled once, and the interval leaves that out.)",
         values_table(part, part.methods),
         "Ahead of the teacher: "
         + "; ".join(f"{m}, {d} {shown(*ahead[m, d])}" for m in on_policy for d in DECODINGS)
         + ".",
-        ("self",),
+        (part.name,),
         (metric_panel(part),),
     )
 

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from tables import Estimated, Panel, Part, Verdict, difference, outcome, over_seeds, positive, read, shown
+from tables import Estimated, Panel, Part, Verdict, difference, fuller, outcome, over_seeds, positive, read, shown
 
-TASKS = {"diversity": ("arithmetic", "divergences"), "multi30k_diversity": ("Multi30k", "multi30k")}
+TASKS = {
+    "diversity": ("arithmetic", "divergences"),
+    "diversity_more": ("arithmetic", "divergences_more"),
+    "multi30k_diversity": ("Multi30k", "multi30k"),
+}
 FORWARD, REVERSE = "forward_kl", "reverse_kl"
 ONE_RATE = "On arithmetic all divergences had one learning rate, the one that a search had chosen for forward KL."
 
@@ -62,7 +66,8 @@ class Samples:
 
 def quality_and_diversity(parts: Mapping[str, Part]) -> Verdict | None:
     """Claim 4."""
-    there = {name: parts[name].folder / "runs.csv" for name in TASKS if (parts[name].folder / "runs.csv").exists()}
+    tables = {part.name: part.folder / "runs.csv" for part in (fuller(parts, "diversity"), parts["multi30k_diversity"])}
+    there = {name: path for name, path in tables.items() if path.exists()}
     if not there:
         return None
     checks, found, rows, panels, header = [], [], [], [], [""]

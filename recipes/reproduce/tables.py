@@ -135,6 +135,12 @@ class Part:
         return next(row["metric"] for row in self.runs if row["headline"].lower() == "true")
 
 
+def fuller(parts: Mapping[str, Part], name: str) -> Part:
+    """The part that has all methods of another one and some more, where it has been run; else that one."""
+    more = parts[f"{name}_more"]
+    return more if (more.folder / "runs.csv").exists() else parts[name]
+
+
 def read(path: Path) -> list[Row]:
     """The rows of a CSV file."""
     with path.open(newline="", encoding="utf-8") as file:

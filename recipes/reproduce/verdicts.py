@@ -14,7 +14,8 @@ from tables import DECODINGS, Estimated, Incomplete, Panel, Part, Verdict, above
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "reproduction"
 PARTS = (
-    "methods", "divergences", "diversity", "fractions_few", "fractions", "low_data", "rl", WEAK_START, "self", "sizes", "later",
+    "methods", "divergences", "divergences_more", "diversity", "diversity_more", "fractions_few", "fractions", "low_data", "rl", WEAK_START,
+    "self", "self_more", "sizes", "later",
     "multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data", "multi30k_diversity",
 )  # fmt: skip
 SIZES_FIGURE = "sizes.png"
@@ -78,7 +79,7 @@ def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, 
 def section(verdict: Verdict) -> str:
     """One claim."""
     links = ", ".join(
-        f"[{name}]({name}/{'runs.csv' if name.endswith('diversity') else 'results.md'})" for name in verdict.parts
+        f"[{name}]({name}/{'runs.csv' if 'diversity' in name else 'results.md'})" for name in verdict.parts
     )
     return "\n\n".join(
         [

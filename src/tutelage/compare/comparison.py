@@ -23,6 +23,7 @@ from tutelage.compare.plan import Cell, Choice, Variant
 from tutelage.compare.records import EvaluationProtocol, RunRecord
 from tutelage.compare.summary import FinalRun, Line, Method, Reference
 from tutelage.train.config import Config
+from tutelage.train.methods import resolve
 from tutelage.train.setup import make_writable, pick_device
 
 CORES_A_JOB = 2
@@ -160,7 +161,8 @@ class Comparison:
         several: dict[Path, Job] = {}
         for job in jobs:
             several.setdefault(job.folder, job)
-        left = [job for job in several.values() if not job.finished]
+        # The long ones first, so that at the end no process is left alone with one.
+        left = sorted((job for job in several.values() if not job.finished), key=_length, reverse=True)
         if jobs:
             threads = f"{self.parallel} at a time, threads each: {self.threads}"
             self.console.print(
@@ -197,6 +199,13 @@ class Comparison:
             return None
         initial = initials.get(_reference_key("initial", cell.config))
         return FinalRun(cell.variant, cell.folder.name, record, test, initial)
+
+
+def _length(job: Job) -> float:
+    """How long a job takes, roughly: the sequences it trains on, those that the student writes twice; 0 without training."""
+    if job.model != "trained" or job.run_record is not None:
+        return 0
+    return job.config.train.steps * job.config.train.batch_size * (1 + resolve(job.config).student_data_fraction)
 
 
 def threads_of_a_run(cores: int, parallel: int) -> int:
