@@ -229,6 +229,14 @@ def test_claim_3_fails_where_nobody_is_surely_behind(scripts: dict[str, Any], tm
     assert judged(scripts, "divergence_depends", tmp_path).outcome == "not reproduced"
 
 
+def test_claim_3_takes_the_part_with_more_divergences(scripts: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "divergences", AHEAD)
+    write(tmp_path / "divergences_more", AHEAD | {"on-policy GKD jsd(0.1)": [33.0, 34.0, 35.0]})
+    verdict = judged(scripts, "divergence_depends", tmp_path)
+    assert verdict.parts == ("divergences_more",)
+    assert "greedy: best on-policy GKD jsd(0.1)" in verdict.found
+
+
 def samples(scripts: dict[str, Any], folder: Path, lead: float) -> None:
     """A table of samples in which reverse KL is ahead at T = 1, more when it is hotter, less when it is colder."""
     folder.mkdir()
@@ -253,6 +261,15 @@ def test_claim_4_reads_the_samples(scripts: dict[str, Any], tmp_path: Path) -> N
     )
     assert "0.5 points at T = 0.3 and 10.0 at T = 1.3" in verdict.found
     assert verdict.parts == ("divergences", "diversity")
+
+
+def test_claim_4_takes_the_part_with_more_divergences(scripts: dict[str, Any], tmp_path: Path) -> None:
+    samples(scripts, tmp_path / "diversity", 5.0)
+    samples(scripts, tmp_path / "diversity_more", 6.0)
+    verdict = judged(scripts, "quality_and_diversity", tmp_path)
+    assert verdict.parts == ("divergences_more", "diversity_more")
+    assert verdict.found.count("accuracy at T = 1.3") == 1
+    assert "accuracy at T = 1.3 12.0" in verdict.found
 
 
 def test_claim_4_asks_it_of_every_task(scripts: dict[str, Any], tmp_path: Path) -> None:
@@ -316,6 +333,15 @@ def test_claim_7_compares_with_the_teacher(scripts: dict[str, Any], tmp_path: Pa
     verdict = judged(scripts, "self_distillation", tmp_path)
     assert verdict.outcome == "reproduced"
     assert "a, on-policy GKD, greedy 12.0 [9.5, 14.5]; a, on-policy GKD, T=1 12.0" in verdict.found
+
+
+def test_claim_7_takes_the_part_with_more_students(scripts: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "self", {"a, on-policy GKD": [49.0, 50.0, 51.0]}, teacher=50.0)
+    assert judged(scripts, "self_distillation", tmp_path).outcome == "not reproduced"
+    more = {"a, on-policy GKD": [49.0, 50.0, 51.0], "b, on-policy GKD": [61.0, 62.0, 63.0]}
+    write(tmp_path / "self_more", more, teacher=50.0)
+    verdict = judged(scripts, "self_distillation", tmp_path)
+    assert (verdict.outcome, verdict.parts) == ("reproduced", ("self_more",))
 
 
 def test_claim_8_is_a_ratio_of_seconds(scripts: dict[str, Any], tmp_path: Path) -> None:
