@@ -35,12 +35,14 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ARITHMETIC = (
     "methods",
+    "control",
     "rates",
     "divergences",
     "divergences_more",
     "fractions_few",
     "fractions",
     "low_data",
+    "low_data_more",
     "rl",
     "self",
     "self_more",
@@ -56,7 +58,7 @@ PARTS = (*ARITHMETIC, *MULTI30K, *DIVERSITY)
 PROCESSES = 2
 # Run only when named, so that the others end within 90 minutes: for no claim of their own, more methods for a claim, on data that has to be
 # there, or in 200 steps what "fractions_few" does in 350.
-MORE = ("divergences_more", "diversity_more", "self_more")
+MORE = ("control", "divergences_more", "diversity_more", "low_data_more", "self_more")
 ASKED_FOR = ("rates", "self_rates", "fractions", "later", "sizes", *MORE, *MULTI30K, "multi30k_diversity")
 # A part's recipe goes over this one.
 OVER = dict.fromkeys(ARITHMETIC, "arithmetic.base.yaml") | {
@@ -65,10 +67,6 @@ OVER = dict.fromkeys(ARITHMETIC, "arithmetic.base.yaml") | {
 }
 # Trained before the part, once.
 FIRST = {
-    "rl": ("rl_student.yaml",),
-    "self": ("self_teacher.yaml",),
-    "self_more": ("self_teacher.yaml",),
-    "self_rates": ("self_teacher.yaml",),
     "sizes": ("sizes_small.yaml", "sizes_large.yaml"),
     "multi30k": ("multi30k_student.yaml",),
     "multi30k_long": ("multi30k_student.yaml",),

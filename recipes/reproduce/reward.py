@@ -18,6 +18,7 @@ from tables import (
     over_seeds,
     positive,
     shown,
+    shown_lead,
 )
 
 WEAK_START = "rl_weak_start"  # a part of an earlier recipe
@@ -70,7 +71,7 @@ def reward_and_quality(parts: Mapping[str, Part]) -> Verdict | None:
         (["", "reward = accuracy at T = 1, test", "accuracy, greedy, test", "reverse KL to the teacher, nats"], rows),
         f"{best} has the highest reward inside, {shown(*rises)} points over GKD alone, and gains {shown(*part.gain(best, GREEDY))} "
         f"points greedily over the student before it; the first criterion holds for {', '.join(winners) or 'no alpha'}. Reward alone ends "
-        f"{shown(*trend)} points from GKD alone.{_from_a_weak_start(parts)}",
+        f"{shown_lead(*trend)} GKD alone.{_from_a_weak_start(parts)}",
         tuple(name for name in ("rl", WEAK_START) if parts[name].is_there),
         (
             metric_panel(part, "", {m: alpha for alpha, m in by_alpha.items()}, "alpha"),

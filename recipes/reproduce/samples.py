@@ -7,13 +7,21 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from tables import Estimated, Panel, Part, Verdict, difference, fuller, outcome, over_seeds, positive, read, shown
+from tables import (
+    Estimated,
+    Panel,
+    Part,
+    Verdict,
+    difference,
+    outcome,
+    over_seeds,
+    positive,
+    read_with_more,
+    shown,
+    with_more,
+)
 
-TASKS = {
-    "diversity": ("arithmetic", "divergences"),
-    "diversity_more": ("arithmetic", "divergences_more"),
-    "multi30k_diversity": ("Multi30k", "multi30k"),
-}
+TASKS = {"diversity": ("arithmetic", "divergences"), "multi30k_diversity": ("Multi30k", "multi30k")}
 FORWARD, REVERSE = "forward_kl", "reverse_kl"
 ONE_RATE = "On arithmetic all divergences had one learning rate, the one that a search had chosen for forward KL."
 
@@ -25,11 +33,11 @@ class Samples:
     """The samples of a task's students: see diversity.py.
 
     Args:
-        path: of runs.csv.
+        folder: with runs.csv.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.rows = read(path)
+    def __init__(self, folder: Path) -> None:
+        self.rows = read_with_more(folder, "runs.csv")
         self.metric = self.rows[0]["metric"]
 
     @cached_property
@@ -66,13 +74,12 @@ class Samples:
 
 def quality_and_diversity(parts: Mapping[str, Part]) -> Verdict | None:
     """Claim 4."""
-    tables = {part.name: part.folder / "runs.csv" for part in (fuller(parts, "diversity"), parts["multi30k_diversity"])}
-    there = {name: path for name, path in tables.items() if path.exists()}
+    there = {name: parts[name].folder for name in TASKS if with_more(parts[name].folder)}
     if not there:
         return None
     checks, found, rows, panels, header = [], [], [], [], [""]
-    for name, path in there.items():
-        task, samples = TASKS[name][0], Samples(path)
+    for name, folder in there.items():
+        task, samples = TASKS[name][0], Samples(folder)
         cold, *_, hot = samples.temperatures
         better, closer = samples.lead(samples.quality, hot), samples.lead(samples.alike, 1.0)
         checks += [positive(better[1]), positive(closer[1]), samples.spread(cold) < samples.spread(hot)]

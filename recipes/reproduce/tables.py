@@ -43,7 +43,7 @@ class Line:
 
 
 class Part:
-    """The tables of a part.
+    """The tables of a part; where a part "NAME_more" has been run too, also what only that one has.
 
     Args:
         folder: with runs.csv and summary.csv.
@@ -54,13 +54,13 @@ class Part:
 
     @property
     def is_there(self) -> bool:
-        """Whether the part has been run."""
-        return (self.folder / "summary.csv").exists()
+        """Whether the part, or the one with more, has been run."""
+        return any((folder / "summary.csv").exists() for folder in with_more(self.folder))
 
     @cached_property
     def runs(self) -> list[Row]:
         """Every run, decoding and metric."""
-        return read(self.folder / "runs.csv")
+        return read_with_more(self.folder, "runs.csv")
 
     @cached_property
     def lines(self) -> dict[tuple[str, str], Line]:
@@ -69,7 +69,7 @@ class Part:
 
     def _lines(self, budget: str) -> dict[tuple[str, str], Line]:
         found = {}
-        for row in read(self.folder / "summary.csv"):
+        for row in read_with_more(self.folder, "summary.csv"):
             if row["budget"] == budget:
                 value, gain = _estimate(row, "value"), _estimate(row, "gain")
                 line = Line(row["method"], value, gain, int(row["seeds"]), float(row["seconds"]))
@@ -135,10 +135,18 @@ class Part:
         return next(row["metric"] for row in self.runs if row["headline"].lower() == "true")
 
 
-def fuller(parts: Mapping[str, Part], name: str) -> Part:
-    """The part that has all methods of another one and some more, where it has been run; else that one."""
-    more = parts[f"{name}_more"]
-    return more if (more.folder / "runs.csv").exists() else parts[name]
+def with_more(folder: Path) -> list[Path]:
+    """The folders of a part and of the part "NAME_more" that have been filled."""
+    return [path for path in (folder, folder.with_name(f"{folder.name}_more")) if path.is_dir()]
+
+
+def read_with_more(folder: Path, name: str) -> list[Row]:
+    """The rows of a part's table, then those that "NAME_more" has of other methods."""
+    found: list[Row] = []
+    for path in with_more(folder):
+        there = {row["method"] for row in found}
+        found += [row for row in read(path / name) if row["method"] not in there]
+    return found
 
 
 def read(path: Path) -> list[Row]:
@@ -157,6 +165,13 @@ def shown(value: float, interval: Interval | None = None, digits: int = 1) -> st
     """ "12.3 [10.1, 14.5]"."""
     ends = "" if interval is None else f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
     return f"{value:.{digits}f}{ends}"
+
+
+def shown_lead(value: float, interval: Interval | None) -> str:
+    """ "3.0 [1.0, 5.0] points ahead of", or "behind"."""
+    if value >= 0:
+        return f"{shown(value, interval)} points ahead of"
+    return f"{shown(-value, None if interval is None else Interval(-interval.high, -interval.low))} points behind"
 
 
 def above(one: Interval | None, other: Interval | None) -> bool:

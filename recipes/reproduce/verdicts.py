@@ -10,12 +10,11 @@ from pathlib import Path
 import figures
 from claims import JUDGES, STUDIES
 from reward import WEAK_START
-from tables import DECODINGS, Estimated, Incomplete, Panel, Part, Verdict, above, markdown, shown
+from tables import DECODINGS, Estimated, Incomplete, Panel, Part, Verdict, above, markdown, shown, with_more
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "reproduction"
 PARTS = (
-    "methods", "divergences", "divergences_more", "diversity", "diversity_more", "fractions_few", "fractions", "low_data", "rl", WEAK_START,
-    "self", "self_more", "sizes", "later",
+    "methods", "control", "divergences", "diversity", "fractions_few", "fractions", "low_data", "rl", WEAK_START, "self", "sizes", "later",
     "multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data", "multi30k_diversity",
 )  # fmt: skip
 SIZES_FIGURE = "sizes.png"
@@ -64,7 +63,7 @@ def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, 
     if missing:
         sections.append(f"Without tables as yet: claim{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}.")
     sections += [f"Claim {claim} cannot be judged yet: {lack}." for claim, lack in still_open.items()]
-    sections += [section(verdict) for verdict in verdicts]
+    sections += [section(verdict, folder) for verdict in verdicts]
     if parts["sizes"].is_there:
         heading = "## When on-policy training pays: size of the student, number of worked answers"
         try:
@@ -76,10 +75,11 @@ def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, 
     return "\n\n".join(sections) + "\n"
 
 
-def section(verdict: Verdict) -> str:
-    """One claim."""
+def section(verdict: Verdict, folder: Path) -> str:
+    """One claim, with links to the tables in the folder."""
+    names = [path.name for part in verdict.parts for path in with_more(folder / part)]
     links = ", ".join(
-        f"[{name}]({name}/{'runs.csv' if 'diversity' in name else 'results.md'})" for name in verdict.parts
+        f"[{name}]({name}/{'runs.csv' if 'diversity' in name else 'results.md'})" for name in dict.fromkeys(names)
     )
     return "\n\n".join(
         [
@@ -147,7 +147,7 @@ def later(part: Part) -> str:
     ]
     table = markdown([f"{part.metric} on the test split", *decodings, "seconds of training"], rows)
     return (
-        f"## Later methods\n\n{table}\n\nRates: the best of three on validation. Intervals: [later](later/results.md)."
+        f"## Later methods\n\n{table}\n\nRates: the better of two on validation. Intervals: [later](later/results.md)."
     )
 
 

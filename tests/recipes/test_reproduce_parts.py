@@ -128,11 +128,11 @@ def test_models_that_parts_start_from_are_trained_once_and_before_all(
 
     monkeypatch.setattr(reproduce, "run_spawned", run_spawned)
     options, quiet = SimpleNamespace(multi30k=None), Console(quiet=True)
-    there = tmp_path / "runs/reproduce/rl-student/model"
+    there = tmp_path / "runs/reproduce/student-large/model"
     there.mkdir(parents=True)
     (there / "config.json").touch()
-    reproduce.before_all(["methods", "rl", "self", "self_rates"], options, quiet)
-    assert trained == ["runs/reproduce/self-teacher"]
-    failures.append(Failure("training self-teacher", Path("self-teacher"), "out of memory"))
-    with pytest.raises(UserError, match="training self-teacher failed: out of memory"):
-        reproduce.before_all(["self"], options, quiet)
+    reproduce.before_all(["methods", "rl", "sizes"], options, quiet)
+    assert trained == ["runs/reproduce/student-small"]
+    failures.append(Failure("training student-small", Path("student-small"), "out of memory"))
+    with pytest.raises(UserError, match="training student-small failed: out of memory"):
+        reproduce.before_all(["sizes"], options, quiet)
