@@ -218,6 +218,13 @@ def test_on_the_command_line() -> None:
     assert config.task.options["summary_column"] == "subject"
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("task", ["flan", "gsm8k", "wmt14", "xsum"])
+def test_the_sweep_over_the_share_of_student_data(task: str, fraction: float) -> None:
+    raw = config_io.load_yaml(Path(f"recipes/paper/{task}/gkd.yaml")) | {"student_data_fraction": fraction}
+    assert resolve(config_io.build(raw)).student_data_fraction == fraction  # no option of rollouts idle at 0
+
+
 def test_evaluations_in_remarks() -> None:
     commands = [
         shlex.split(command)
