@@ -166,6 +166,17 @@ def test_step_measure_sequence_and_run_are_chosen(browser: Browser, page: Path) 
     assert browser.run(first) == "five, 0.01 nats, token 1 of 4"
 
 
+def test_the_panel_does_not_take_another_prompt_of_the_same_number_for_its_own(
+    browser: Browser, tmp_path: Path
+) -> None:
+    runs = [write_run(tmp_path / "sums"), write_run(tmp_path / "articles", prompt="Summarise: ...")]
+    browser.open(write_report(runs, tmp_path / "report.html"))
+    browser.point("#sequences .token:nth-child(2)", click=True)
+    assert "jsd(0.5)\t0.45 nats" in browser.run(PANEL)
+    choose(browser, "run", "1")
+    assert "Left, right: next token." in browser.run(PANEL)
+
+
 def test_the_slider_answers_to_keys(browser: Browser, page: Path) -> None:
     browser.open(page)
     browser.run("document.getElementById('step').focus()")

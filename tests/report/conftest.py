@@ -21,13 +21,13 @@ from tutelage.train import config_io
 HOSTILE = "<b>&amp;</b></script><script>alert(1)</script>\n\t\x07\x00 end"
 
 
-def row(decoding: str, value: float, self_bleu: float | None = None) -> Row:
+def row(decoding: str, value: float, self_bleu: float | None = None, metric: str = "accuracy") -> Row:
     """A row of 4 examples with an interval of one point to either side; with a Self-BLEU, of two samples each."""
     interval = Interval(value - 1, value + 1)
     finish = {"stop": 1.0, "length": 0.0}
     samples, pass_at_k, distinct_2 = (1, {}, None) if self_bleu is None else (2, {1: value, 2: value + 1}, 0.5)
     return Row(
-        decoding, 4, samples, "accuracy", value, interval, {"accuracy": value}, pass_at_k, 3.0, finish, self_bleu, distinct_2, 1.5
+        decoding, 4, samples, metric, value, interval, {metric: value}, pass_at_k, 3.0, finish, self_bleu, distinct_2, 1.5
     )  # fmt: skip
 
 
@@ -76,24 +76,38 @@ def record(step: int, **changes: Any) -> dict[str, Any]:
 
 
 def write_run(
-    folder: Path, *, prompt: str = "2 + 3 =", steps: int = 3, reference: str | None = "reference 5", **config: Any
+    folder: Path,
+    *,
+    prompt: str = "2 + 3 =",
+    steps: int = 3,
+    reference: str | None = "reference 5",
+    metric: str = "accuracy",
+    **config: Any,
 ) -> Path:
     """A run of three steps with evaluations and marks before and after."""
     folder.mkdir(parents=True)
     keys = {"student": "tiny-student", "teacher": "tiny-teacher", "output": str(folder), "seed": 5, **config}
     config_io.save(config_io.build(keys), folder / "config.yaml")
     records = [record(step) for step in range(1, steps + 1)]
-    records[1]["evaluation"] = {"accuracy greedy": 33.0, "accuracy T=1": 11.0}
+    records[1]["evaluation"] = {f"{metric} greedy": 33.0, f"{metric} T=1": 11.0}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
     for when, greedy, sampled, kl in (("before", 20.0, 10.0, 0.75), ("after", 60.5, 30.25, 0.5)):
-        rows = (row("greedy", greedy), row("T=1", sampled))
+        rows = (row("greedy", greedy, metric=metric), row("T=1", sampled, metric=metric))
         save(evaluation(rows, kl, prompt, reference), folder / "evaluation" / when, {})
     texts = ("five", " six", "\n", "</s>")
     for step, scale in ((0, 1.0), (steps, 0.5)):
         tokens = [token(text, scale * value) for text, value in zip(texts, (0.02, 0.9, 0.0, 0.3), strict=True)]
         second = dataclasses.replace(sequence(tokens[::-1], prompt_id=8, prompt=prompt), reference=None)
-        marks.save([sequence(tokens, prompt=prompt), second], folder, step)
+        marks.save([dataclasses.replace(sequence(tokens, prompt=prompt), reference=reference), second], folder, step)
     return folder
+
+
+def mark_every_step(run: Path, count: int) -> Path:
+    """The run with marks at steps 0, 10, 20, ..., `count` of them: one token that differs by a thousandth of the step."""
+    for i in range(count):
+        marks.save([sequence([token("x", i / 100)])], run, 10 * i)
+    (run / "marks" / "step-00000003.jsonl").unlink()
+    return run
 
 
 def without_marks(run: Path) -> Path:

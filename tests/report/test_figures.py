@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.conftest import evaluation, record, row, save_diverse, write_run
+from tests.report.conftest import evaluation, mark_every_step, record, row, save_diverse, write_run
 from tutelage.cli import train_config
 from tutelage.eval.results import Row, save
 from tutelage.report import figures
@@ -21,6 +21,27 @@ def test_metrics_without_a_value_have_no_chart_and_unknown_ones_come_last(run: P
     found = figures.curve_figures(collect([run]))
     assert headings(found) == ["Loss", "Forward KL from the teacher", "Novelty"]  # reverse_kl is null throughout
     assert "novelty. gkd: first 0.5, last 0.75" in found[-1].chart
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "sft", "teacher": None},
+        {"method": "seqkd"},
+        {"divergence": "reverse_kl", "teacher_signal": "sampled"},
+    ],
+)
+def test_agreement_is_drawn_where_it_is_with_a_teacher(config: dict[str, Any], tmp_path: Path, run: Path) -> None:
+    other = write_run(tmp_path / "other", **config)
+    lines = [record(i, agreement=i / 4) for i in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for line in lines:
+        del line["forward_kl"]  # these record none: their agreement is with the tokens trained on
+    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "Agreement" not in headings(figures.curve_figures(collect([other])))
+    *_, agreement = figures.curve_figures(collect([other, run]))
+    assert agreement.heading == "Agreement"
+    assert "<desc>share of tokens. gkd: first 0.25, last 0.5, lowest 0.25, highest 0.5.</desc>" in agreement.chart
 
 
 def test_the_reward_stands_behind_the_loss_with_its_caption(run: Path) -> None:
@@ -82,12 +103,25 @@ def test_the_evaluation_runs_from_before_to_after(run: Path) -> None:
         assert f"<title>gkd, {step}: {value}</title>" in sampled.chart
 
 
+def test_every_metric_has_charts_of_its_own(tmp_path: Path, run: Path) -> None:
+    runs = collect([run, write_run(tmp_path / "xsum", metric="rouge2")])
+    found = figures.evaluation_figures(runs)
+    assert headings(found) == ["Accuracy, greedy", "Accuracy, T=1", "ROUGE-2, greedy", "ROUGE-2, T=1"]
+    assert "<desc>accuracy. gkd: first 20, last 60.5, lowest 20, highest 60.5.</desc>" in found[0].chart
+    assert "<desc>rouge2. xsum: first 10, last 30.25, lowest 10, highest 30.25.</desc>" in found[3].chart
+    accuracy, rouge = figures.quality_figures(runs)
+    assert headings([accuracy, rouge]) == ["Accuracy against temperature", "ROUGE-2 against temperature"]
+    assert "xsum" not in accuracy.chart
+    assert "gkd" not in rouge.chart
+    assert "xsum before training: first 20, last 10" in rouge.chart
+
+
 def test_quality_against_temperature_and_diversity(run: Path) -> None:
     save_diverse(run)
     runs = collect([run])
     temperature, bleu, both = figures.quality_figures(runs)
     assert headings([temperature, bleu, both]) == [
-        "Quality against temperature", "Self-BLEU against temperature", "Quality against diversity",
+        "Accuracy against temperature", "Self-BLEU against temperature", "Accuracy against diversity",
     ]  # fmt: skip
     assert "gkd before training: first 20, last 10" in temperature.chart
     assert "gkd: first 60.5, last 30.25" in temperature.chart
@@ -107,7 +141,7 @@ def test_without_charts_of_diversity_the_page_says_what_gives_them(rows: list[Ro
     for when in ("before", "after"):
         save(evaluation(rows, 0.5), run / "evaluation" / when, {})
     runs = collect([run])
-    assert headings(figures.quality_figures(runs)) == ["Quality against temperature"]
+    assert headings(figures.quality_figures(runs)) == ["Accuracy against temperature"]
     assert figures.diversity_hint(runs).endswith("--eval.temperatures 0 0.5 1 --eval.samples-per-prompt 4.")
 
 
@@ -121,6 +155,12 @@ def test_the_hint_spells_options_that_give_the_charts() -> None:
 def test_marks_over_training(run: Path) -> None:
     (figure,) = figures.marks_figure(collect([run]))
     assert "gkd: first 0.305, last 0.1525" in figure.chart
+
+
+def test_all_marked_steps_of_a_long_run_are_in_the_chart(run: Path) -> None:
+    (figure,) = figures.marks_figure(collect([mark_every_step(run, 27)]))
+    assert "gkd: first 0, last 0.26, lowest 0, highest 0.26." in figure.chart
+    assert figure.chart.partition(' d="M')[2].partition('"')[0].count("L") == 26
 
 
 def test_time(tmp_path: Path, run: Path) -> None:

@@ -1,15 +1,27 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from tests.report.conftest import HOSTILE, record, save_diverse, without_marks, write_run
+from tests.report.conftest import HOSTILE, mark_every_step, record, save_diverse, without_marks, write_run
 from tutelage.errors import UserError
 from tutelage.report import write_report
 from tutelage.report.collect import collect
-from tutelage.report.page import Answer, Sample, headline, printable, render, samples, samples_note, summary
+from tutelage.report.page import (
+    Answer,
+    Sample,
+    headings,
+    headline,
+    marks_note,
+    printable,
+    render,
+    samples,
+    samples_note,
+    summary,
+)
 
 
 class Tags(HTMLParser):
@@ -81,6 +93,25 @@ def test_what_a_run_lacks_is_a_dash_or_no_column(tmp_path: Path, run: Path) -> N
     assert "no evaluation" in headline(collect([bare])[0])
 
 
+def test_a_metric_has_a_column_of_its_own_and_tasks_that_differ_are_named(tmp_path: Path, run: Path) -> None:
+    options = {"task": {"name": "summarization", "data": "articles"}}
+    sums, articles = table(run, write_run(tmp_path / "xsum", metric="rouge2", **options))
+    assert list(sums)[:3] == ["run", "task", "method"]
+    assert (sums["task"], articles["task"]) == (("jsonl", ""), ("summarization, articles", ""))
+    assert (sums["accuracy (greedy)"], articles["accuracy (greedy)"]) == (
+        ("60.5 [59.5, 61.5]", "20.0 [19.0, 21.0]"), ("–", ""),
+    )  # fmt: skip
+    assert (sums["rouge2 (T=1)"], articles["rouge2 (T=1)"]) == (("–", ""), ("30.2 [29.2, 31.2]", "10.0 [9.0, 11.0]"))
+
+
+def test_a_reward_alone_has_neither_divergence_nor_signal(tmp_path: Path) -> None:
+    options = {"method": "rl_gkd", "rl": {"reward": "accuracy", "alpha": 0.0}}
+    (alone,) = table(write_run(tmp_path / "alone", teacher=None, **options))
+    assert (alone["divergence"], alone["teacher signal"]) == (("–", ""), ("–", ""))
+    (measured,) = table(write_run(tmp_path / "measured", **options))
+    assert (measured["divergence"], measured["teacher signal"]) == (("jsd(0.9)", ""), ("hidden", ""))
+
+
 def test_self_bleu_is_in_the_summary_where_it_was_measured(run: Path) -> None:
     save_diverse(run)
     (only,) = table(run)
@@ -97,7 +128,7 @@ def test_diversity_has_charts_or_a_sentence_on_how_to_have_them(run: Path) -> No
     save_diverse(run)
     (diverse,) = section.findall(render(collect([run])))
     assert "<h3>Self-BLEU against temperature</h3>" in diverse
-    assert "<h3>Quality against diversity</h3>" in diverse
+    assert "<h3>Accuracy against diversity</h3>" in diverse
     assert "--eval.samples-per-prompt" not in diverse
 
 
@@ -123,6 +154,30 @@ def test_several_samples_of_a_prompt_make_one_card_with_the_first(run: Path) -> 
     assert [answer.text for answer in sample.students] == ["T=1 says 10.0", "T=1 says 30.25"]
 
 
+def test_examples_of_different_data_have_cards_of_their_own(tmp_path: Path, run: Path) -> None:
+    other = write_run(tmp_path / "xsum", prompt="Summarise: ...", reference="a summary", metric="rouge2")
+    runs = collect([run, write_run(tmp_path / "gkd-2"), other])
+    cards = samples(runs, "greedy")
+    assert [(card.prompt_id, card.prompt, card.reference) for card in cards] == [
+        (7, "2 + 3 =", "reference 5"), (7, "Summarise: ...", "a summary"),
+    ]  # fmt: skip
+    assert [[answer.writer for answer in card.students] for card in cards] == [
+        ["gkd, before", "gkd, after", "gkd-2, before", "gkd-2, after"], ["xsum, before", "xsum, after"],
+    ]  # fmt: skip
+    assert cards[1].teachers == [Answer("teacher", "teacher 5")]
+    assert [answer.mark for answer in cards[1].students] == ["0.00", "1.00"]
+    assert headings(cards) == ["Example 7 of gkd; gkd-2", "Example 7 of xsum"]
+    assert samples_note(cards, "greedy").startswith("The first held-out examples of each run, greedy decoding, beside")
+    page = render(runs)
+    assert re.findall(r"<h3>(Example.*?)</h3>", page) == headings(cards)
+
+
+def test_a_card_names_few_runs_and_counts_many() -> None:
+    many, one = Sample(7, "2 + 3 =", None, [], [], ["a", "b", "c", "d", "e"]), Sample(7, "3 + 3 =", None, [], [], ["f"])
+    assert headings([many, one]) == ["Example 7 of a and 4 more runs", "Example 7 of f"]
+    assert headings([many, Sample(8, "3 + 3 =", None, [], [], ["f"])]) == ["Example 7", "Example 8"]
+
+
 def test_a_run_without_marks_shows_its_reference_and_the_note_says_no_more(tmp_path: Path) -> None:
     run = without_marks(write_run(tmp_path / "sft", method="sft", teacher=None))
     runs = collect([run])
@@ -136,11 +191,12 @@ def test_a_run_without_marks_shows_its_reference_and_the_note_says_no_more(tmp_p
 
 def test_the_note_says_what_all_cards_or_some_have() -> None:
     teacher = [Answer("teacher", "5")]
-    whole, bare = Sample(0, "2 + 3 =", "5", teacher, []), Sample(1, "3 + 3 =", None, [], [])
+    whole, bare = Sample(0, "2 + 3 =", "5", teacher, [], []), Sample(1, "3 + 3 =", None, [], [], [])
     first = "The first 2 held-out examples, T=1 decoding"
-    assert samples_note([bare, bare], "T=1") == f"{first}."
-    assert samples_note([whole, whole], "T=1") == f"{first}, beside the reference and the teacher’s own answer."
-    partly = Sample(1, "3 + 3 =", "6", [], [])
+    assert samples_note([bare, replace(bare, prompt_id=2)], "T=1") == f"{first}."
+    both = [whole, replace(whole, prompt_id=1)]
+    assert samples_note(both, "T=1") == f"{first}, beside the reference and the teacher’s own answer."
+    partly = Sample(1, "3 + 3 =", "6", [], [], [])
     assert samples_note([whole, partly], "T=1") == (
         f"{first}, beside the reference and the teacher’s own answer where it was kept."
     )
@@ -154,6 +210,17 @@ def test_teachers_that_differ_are_told_apart(run: Path, tmp_path: Path) -> None:
     assert sample.teachers == [Answer("gkd, teacher", "teacher 5"), Answer("other, teacher", "teacher V")]
     (same,) = samples(collect([run, write_run(tmp_path / "same")]), "greedy")
     assert same.teachers == [Answer("teacher", "teacher 5")]
+
+
+def test_the_page_says_which_marked_steps_it_leaves_out(tmp_path: Path, run: Path) -> None:
+    short = write_run(tmp_path / "short")
+    assert marks_note(collect([short])) == ""
+    runs = collect([mark_every_step(run, 101), short])
+    assert marks_note(runs) == (
+        "No more than 12 marked steps of a run are on this page, evenly spaced, the first and the last among them "
+        "(gkd: 12 of 101). The folder of a run holds all of them."
+    )
+    assert f'<p class="note">{marks_note(runs)}</p>' in render(runs)
 
 
 def test_the_title_names_few_runs_and_counts_many(tmp_path: Path) -> None:

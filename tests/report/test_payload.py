@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.conftest import HOSTILE, sequence, token, write_run
+from tests.report.conftest import HOSTILE, mark_every_step, sequence, token, write_run
 from tutelage.eval import marks
 from tutelage.report.collect import collect
 from tutelage.report.payload import payload, thresholds, to_script
@@ -28,6 +28,11 @@ def test_marks_of_every_step_with_texts_once(run: Path) -> None:
     assert found["steps"][1]["sequences"][1]["reference"] is None
     assert first["mean"] == 0.1525
     assert set(data["scales"]) == {"jsd(0.5)", "forward KL", "reverse KL"}
+
+
+def test_a_page_of_a_long_run_holds_twelve_steps(run: Path) -> None:
+    (found,) = payload(collect([mark_every_step(run, 101)]))["runs"]
+    assert [step["step"] for step in found["steps"]] == [0, 90, 180, 270, 360, 450, 540, 630, 720, 810, 900, 1000]
 
 
 def test_a_divergence_that_is_a_kl_shares_its_scale(tmp_path: Path) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pydantic import ValidationError
 
 from tutelage.errors import UserError
 from tutelage.eval import marks
-from tutelage.eval.marks import MarkedSequence
+from tutelage.eval.marks import MarkedSequence, mean_divergence
 from tutelage.eval.results import Evaluation, Row
 from tutelage.eval.results import read as read_evaluation
 from tutelage.report.naming import names, runs_of
@@ -22,6 +23,12 @@ from tutelage.train import config_io
 from tutelage.train.config import Recipe
 from tutelage.train.methods import METHODS
 from tutelage.train.metrics import read_metrics
+
+MARKED_STEPS = 12  # of a run that a page holds token by token: a page of all of a long run's marks is too large to open
+_MARKS = f"{marks.FOLDER}/step-{'[0-9]' * 8}.jsonl"
+
+# A prompt's id with its text: every data set counts its prompts from 0.
+ExampleKey = tuple[int, str]
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,12 @@ class RunData:
         name: what the report calls it, unlike any other run of the report.
         folder: where it lies.
         config: its configuration.
-        divergence: spelling of its divergence; None for the negative log-likelihood.
+        divergence: spelling of its divergence; None for the negative log-likelihood, and for a reward alone.
         student_data_fraction: lambda of the paper's Algorithm 1; None for a method this version does not know.
         records: one per step, as in metrics.jsonl; null where a metric was not finite.
         before, after: evaluations; None where there was none.
-        marks: marked sequences by step, steps ascending.
+        marks: marked sequences by step, steps ascending: all, or `MARKED_STEPS` of them, the first and the last included.
+        marked_divergence: divergence of the marked sequences at every marked step, in nats: mean over tokens, then over sequences.
     """
 
     name: str
@@ -48,6 +56,7 @@ class RunData:
     before: Evaluation | None
     after: Evaluation | None
     marks: Mapping[int, Sequence[MarkedSequence]]
+    marked_divergence: Mapping[int, float]
 
     @property
     def steps(self) -> int:
@@ -68,16 +77,16 @@ class RunData:
         return dict(total)
 
     @property
-    def decodings(self) -> list[str]:
-        """Labels of the decoding settings evaluated, before or after."""
+    def evaluated(self) -> list[tuple[str, str]]:
+        """Headline metric and label of the decoding setting of each result, before or after."""
         found = [evaluation for evaluation in (self.before, self.after) if evaluation is not None]
-        return list(dict.fromkeys(row.decoding for evaluation in found for row in evaluation.rows))
+        return list(dict.fromkeys((row.metric, row.decoding) for evaluation in found for row in evaluation.rows))
 
-    def rows(self, decoding: str) -> tuple[Row | None, Row | None]:
-        """The results of a decoding setting before and after training."""
+    def rows(self, decoding: str, metric: str | None = None) -> tuple[Row | None, Row | None]:
+        """The results of a decoding setting before and after training; with a metric: those alone whose headline metric it is."""
         before, after = (
-            next((row for row in evaluation.rows if row.decoding == decoding), None) if evaluation is not None else None
-            for evaluation in (self.before, self.after)
+            next((row for row in rows if row.decoding == decoding and metric in (None, row.metric)), None)
+            for rows in (each.rows if each is not None else () for each in (self.before, self.after))
         )
         return before, after
 
@@ -98,19 +107,23 @@ def collect(folders: Sequence[Path]) -> list[RunData]:
     return [_read(folder, name) for folder, name in zip(folders, names(resolved), strict=True)]
 
 
-def references(run: RunData) -> dict[int, str]:
-    """Prompt id -> the ground-truth completion, as the run's marks and evaluations hold it."""
-    found = [(sequence.prompt_id, sequence.reference) for sequence in _marked(run)]
+def evaluated(runs: Iterable[RunData]) -> list[tuple[str, str]]:
+    """Headline metrics and decoding settings of the runs, each pair once: values of two pairs cannot be compared."""
+    return list(dict.fromkeys(pair for run in runs for pair in run.evaluated))
+
+
+def references(run: RunData) -> dict[ExampleKey, str]:
+    """The ground-truth completions, as the run's marks and evaluations hold them."""
+    found = [((each.prompt_id, each.prompt), each.reference) for each in _marked(run)]
     for evaluation in (run.before, run.after):
-        found += [
-            (each.prompt_id, each.reference) for each in (evaluation.completions if evaluation is not None else ())
-        ]
-    return {prompt_id: text for prompt_id, text in found if text is not None}
+        completions = evaluation.completions if evaluation is not None else ()
+        found += [((each.prompt_id, each.prompt), each.reference) for each in completions]
+    return {example: text for example, text in found if text is not None}
 
 
-def teacher_texts(run: RunData) -> dict[int, str]:
-    """Prompt id -> what the teacher writes, where the run's marks hold it."""
-    return {sequence.prompt_id: sequence.teacher for sequence in _marked(run) if sequence.teacher is not None}
+def teacher_texts(run: RunData) -> dict[ExampleKey, str]:
+    """What the teacher writes, where the run's marks hold it."""
+    return {(each.prompt_id, each.prompt): each.teacher for each in _marked(run) if each.teacher is not None}
 
 
 def _marked(run: RunData) -> Iterator[MarkedSequence]:
@@ -126,17 +139,40 @@ def _read(folder: Path, name: str) -> RunData:
     config = config_io.validate(Recipe, config_io.load_yaml(folder / "config.yaml"))
     preset = METHODS.get(config.method)
     fraction = preset.student_data_fraction if preset is not None else None
+    marked, marked_divergence = _read_marks(folder)
     return RunData(
         name=name,
         folder=folder,
         config=config,
-        divergence=config.divergence or (preset.divergence if preset is not None else None),
+        divergence=None if _is_reward_alone(config) else config.divergence or (preset.divergence if preset else None),
         student_data_fraction=fraction if config.student_data_fraction is None else config.student_data_fraction,
         records=tuple(read_metrics(folder / "metrics.jsonl")),
         before=_evaluation(folder / "evaluation" / "before"),
         after=_evaluation(folder / "evaluation" / "after"),
-        marks=marks.read_all(folder),
+        marks=marked,
+        marked_divergence=marked_divergence,
     )
+
+
+def _is_reward_alone(config: Recipe) -> bool:
+    """Whether there is no divergence to speak of: the reward is all of the objective, and no teacher is there to measure from."""
+    return config.rl.reward is not None and config.rl.alpha == 0 and config.teacher is None
+
+
+def _read_marks(folder: Path) -> tuple[dict[int, list[MarkedSequence]], dict[int, float]]:
+    """A run's `marks` and `marked_divergence`. A long run's marks are gigabytes as objects: no more than one further file is held."""
+    files = sorted(folder.glob(_MARKS))
+    last, spaces = len(files) - 1, MARKED_STEPS - 1
+    kept = set(files) if last <= spaces else {files[i * last // spaces] for i in range(MARKED_STEPS)}
+    marked: dict[int, list[MarkedSequence]] = {}
+    divergence: dict[int, float] = {}
+    for path in files:
+        step, sequences = int(path.stem.removeprefix("step-")), marks.read(path)
+        if sequences:
+            divergence[step] = fmean(mean_divergence(sequence) for sequence in sequences)
+            if path in kept:
+                marked[step] = sequences
+    return marked, divergence
 
 
 def _evaluation(folder: Path) -> Evaluation | None:

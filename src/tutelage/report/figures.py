@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from tutelage.eval.marks import mean_divergence
 from tutelage.eval.results import Row, metric_name
 from tutelage.report.charts import Moment, Point, Series, Trajectory, line_chart, stacked_bars, trajectory_chart
-from tutelage.report.collect import RunData
+from tutelage.report.collect import RunData, evaluated
 
 # Metric -> (heading, axis, what a reader sees in it), in the order of the page.
 CURVES: dict[str, tuple[str, str, str]] = {
@@ -81,15 +80,14 @@ def curve_figures(runs: Sequence[RunData]) -> list[Figure]:
 
 
 def evaluation_figures(runs: Sequence[RunData]) -> list[Figure]:
-    """The headline metric over the steps, one chart a decoding setting; both ends are the full evaluations."""
+    """The headline metric over the steps, one chart a metric and decoding setting; both ends are the full evaluations."""
     figures = []
-    for decoding in dict.fromkeys(decoding for run in runs for decoding in run.decodings):
-        metric = _metric_name(runs, decoding)
+    for metric, decoding in evaluated(runs):
         figures += _figure(
             f"{metric_name(metric)}, {decoding}",
             "On held-out examples. Bars: 95% intervals, where they were measured.",
             runs,
-            lambda run, decoding=decoding: _evaluated(run, decoding),  # type: ignore[misc]
+            lambda run, metric=metric, decoding=decoding: _evaluated(run, metric, decoding),  # type: ignore[misc]
             "step",
             metric,
         )
@@ -97,29 +95,20 @@ def evaluation_figures(runs: Sequence[RunData]) -> list[Figure]:
 
 
 def quality_figures(runs: Sequence[RunData]) -> list[Figure]:
-    """Quality and diversity against temperature, and against one another, where the evaluations hold them."""
-    metric = next((_metric_name(runs, decoding) for run in runs for decoding in run.decodings), "quality")
+    """Quality and diversity against temperature, and against one another, where the evaluations hold them; a chart a metric."""
     before = "Thin lines and hollow points: before training."
     samples = "Self-BLEU rises with the number of samples: compare runs with equally many."
-    shapes: list[tuple[str, str, Callable[[Row], float | None], Callable[[Row], float | None], str, str]] = [
-        ("Quality against temperature", f"{before} Temperature 0 is greedy decoding.", _temperature,
-         _quality, "sampling temperature", metric),
-        ("Self-BLEU against temperature", f"{before} Lower: samples of one prompt differ more. {samples}", _temperature,
-         _self_bleu, "sampling temperature", "Self-BLEU"),
-        ("Quality against diversity", f"{before} Further left: more diverse; further up: better. {samples}",
-         _self_bleu, _quality, "Self-BLEU", metric),
-    ]  # fmt: skip
+    temperature, self_bleu = _Axis("sampling temperature", _temperature), _Axis("Self-BLEU", _self_bleu)
+    qualities = [_quality(metric) for metric in dict.fromkeys(metric for metric, _ in evaluated(runs))]
     figures = []
-    for heading, caption, x, y, x_label, y_label in shapes:
-        series = []
-        for slot, run in enumerate(runs):
-            for evaluation, hollow in ((run.before, True), (run.after, False)):
-                rows = evaluation.rows if evaluation is not None else ()
-                series.append(Series(run.name, slot, tuple(sorted(_points(rows, x, y))), hollow))
-        # A single temperature is in the summary; a chart of one point says nothing.
-        if any(len(curve.points) > 1 for curve in series):
-            chart = line_chart(heading, series, x_label=x_label, y_label=y_label)
-            figures.append(Figure(heading, caption, chart))
+    for quality in qualities:
+        caption = f"{before} Temperature 0 is greedy decoding."
+        figures += _against(f"{metric_name(quality.label)} against temperature", caption, runs, temperature, quality)
+    caption = f"{before} Lower: samples of one prompt differ more. {samples}"
+    figures += _against("Self-BLEU against temperature", caption, runs, temperature, self_bleu)
+    for quality in qualities:
+        caption = f"{before} Further left: more diverse; further up: better. {samples}"
+        figures += _against(f"{metric_name(quality.label)} against diversity", caption, runs, self_bleu, quality)
     return figures
 
 
@@ -134,9 +123,8 @@ def marks_figure(runs: Sequence[RunData]) -> list[Figure]:
     """The run's divergence over the marked tokens, step by step; none where nothing was marked more than once."""
     series = []
     for slot, run in enumerate(runs):
-        means = {step: [mean_divergence(s) for s in sequences] for step, sequences in run.marks.items() if sequences}
-        points = [Point(step, math.fsum(values) / len(values)) for step, values in means.items()]
-        series.append(Series(run.name, slot, tuple(point for point in points if math.isfinite(point.y))))
+        points = [Point(step, value) for step, value in run.marked_divergence.items() if math.isfinite(value)]
+        series.append(Series(run.name, slot, tuple(points)))
     if all(len(curve.points) < 2 for curve in series):
         return []
     heading = "Divergence of the marked sequences"
@@ -208,6 +196,32 @@ def _figure(
     return [Figure(heading, caption, line_chart(heading, series, x_label=x_label, y_label=y_label))]
 
 
+class _Axis(NamedTuple):
+    """What an axis shows of the results of a decoding setting.
+
+    Attributes:
+        label: its name.
+        of: the value in a row; None where it has none.
+        has_interval: whether the row's interval is of it.
+    """
+
+    label: str
+    of: Callable[[Row], float | None]
+    has_interval: bool = False
+
+
+def _against(heading: str, caption: str, runs: Sequence[RunData], x: _Axis, y: _Axis) -> list[Figure]:
+    """Two curves a run, before and after training. A single point is in the summary; a chart of it says nothing."""
+    series = []
+    for slot, run in enumerate(runs):
+        for evaluation, hollow in ((run.before, True), (run.after, False)):
+            rows = evaluation.rows if evaluation is not None else ()
+            series.append(Series(run.name, slot, tuple(sorted(_points(rows, x, y))), hollow))
+    if all(len(curve.points) < 2 for curve in series):
+        return []
+    return [Figure(heading, caption, line_chart(heading, series, x_label=x.label, y_label=y.label))]
+
+
 def _against_reward(measure: str, caption: str, ways: Sequence[Trajectory], unit: str) -> list[Figure]:
     """One trajectory a run; no figure where none has two moments."""
     if all(len(way.moments) < 2 for way in ways):
@@ -237,17 +251,18 @@ def _task_metric(run: RunData) -> str | None:
 
 
 def _metric(run: RunData, key: str) -> list[Point]:
-    return [Point(record["step"], record[key]) for record in run.records if _is_number(record.get(key))]
+    # Where a step saw no distribution of a teacher's, "agreement" is how often a token trained on is the student's likeliest.
+    records = [record for record in run.records if key != "agreement" or "forward_kl" in record]
+    return [Point(record["step"], record[key]) for record in records if _is_number(record.get(key))]
 
 
-def _evaluated(run: RunData, decoding: str) -> list[Point]:
-    before, after = run.rows(decoding)
+def _evaluated(run: RunData, metric: str, decoding: str) -> list[Point]:
+    before, after = run.rows(decoding, metric)
     points: dict[int, Point] = {}
     for record in run.records:
-        # Named by the loop as "accuracy greedy".
-        for name, value in record.get("evaluation", {}).items():
-            if name.endswith(f" {decoding}") and _is_number(value):
-                points[record["step"]] = Point(record["step"], value)
+        value = record.get("evaluation", {}).get(f"{metric} {decoding}")  # as the loop names it
+        if _is_number(value):
+            points[record["step"]] = Point(record["step"], value)
     for step, row in ((0, before), (run.steps, after)):
         if row is not None and row.value is not None:
             ends = (row.interval.low, row.interval.high) if row.interval is not None else (None, None)
@@ -255,17 +270,17 @@ def _evaluated(run: RunData, decoding: str) -> list[Point]:
     return [points[step] for step in sorted(points)]
 
 
-def _points(rows: Sequence[Row], x: Callable[[Row], float | None], y: Callable[[Row], float | None]) -> Iterator[Point]:
+def _points(rows: Sequence[Row], x: _Axis, y: _Axis) -> Iterator[Point]:
     for row in rows:
-        across, up = x(row), y(row)
+        across, up = x.of(row), y.of(row)
         if across is not None and up is not None:
-            ends = (row.interval.low, row.interval.high) if y is _quality and row.interval is not None else (None, None)
-            yield Point(across, up, *ends)
+            interval = row.interval if y.has_interval else None
+            yield Point(across, up, *((interval.low, interval.high) if interval is not None else (None, None)))
 
 
-def _quality(row: Row) -> float | None:
-    """The headline metric."""
-    return row.value
+def _quality(metric: str) -> _Axis:
+    """A headline metric, for the runs whose it is."""
+    return _Axis(metric, lambda row: row.value if row.metric == metric else None, has_interval=True)
 
 
 def _self_bleu(row: Row) -> float | None:
@@ -277,11 +292,6 @@ def _temperature(row: Row) -> float | None:
     if row.decoding == "greedy":
         return 0.0
     return float(row.decoding.removeprefix("T=")) if row.decoding.startswith("T=") else None
-
-
-def _metric_name(runs: Sequence[RunData], decoding: str) -> str:
-    rows = [row for run in runs for row in run.rows(decoding) if row is not None]
-    return rows[0].metric
 
 
 def _is_number(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from tutelage.eval.results import Completion, Evaluation, metric_name, with_inte
 from tutelage.eval.signals import Estimate, TeacherDivergence
 from tutelage.report import figures
 from tutelage.report.charts import SLOTS, swatch
-from tutelage.report.collect import RunData, collect, references, teacher_texts
+from tutelage.report.collect import MARKED_STEPS, ExampleKey, RunData, collect, evaluated, references, teacher_texts
 from tutelage.report.payload import payload, to_script
 
 _SAMPLES = 12
@@ -64,6 +65,7 @@ class Sample:
         reference: the ground truth, where a run has kept it.
         teachers: the teacher's own answer, where a run has kept it; each teacher's, where the runs' differ.
         students: what the students wrote before and after training.
+        runs: names of the runs whose students these are.
     """
 
     prompt_id: int
@@ -71,6 +73,7 @@ class Sample:
     reference: str | None
     teachers: Sequence[Answer]
     students: Sequence[Answer]
+    runs: Sequence[str]
 
     @property
     def answers(self) -> list[Answer]:
@@ -114,7 +117,7 @@ def render(runs: Sequence[RunData]) -> str:
     environment.filters["printable"] = printable
     environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])
     marked = payload(runs)
-    decoding = next((decoding for run in runs for decoding in run.decodings), None)
+    decoding = next((decoding for _, decoding in evaluated(runs)), None)
     cards = samples(runs, decoding) if decoding is not None else []
     return environment.get_template("report.html").render(
         title=_title(runs),
@@ -130,11 +133,12 @@ def render(runs: Sequence[RunData]) -> str:
         time=figures.time_figure(runs),
         phases={phase: slot % SLOTS for phase, slot in figures.phases(runs).items()},
         phase_table=figures.phase_table(runs),
-        samples=cards,
+        samples=list(zip(headings(cards), cards, strict=True)),
         samples_note=samples_note(cards, decoding) if decoding is not None else "",
         marked=marked if marked["runs"] else None,
         marks_json=to_script(marked),
         marks_figure=figures.marks_figure(runs),
+        marks_note=marks_note(runs),
         configurations=[configuration(run) for run in runs],
     )
 
@@ -142,11 +146,11 @@ def render(runs: Sequence[RunData]) -> str:
 def headline(run: RunData) -> str:
     """The run in one sentence."""
     done = f"{run.steps:,} steps on {run.tokens:,} tokens"
-    for decoding in run.decodings:
-        before, after = run.rows(decoding)
+    for metric, decoding in run.evaluated:
+        before, after = run.rows(decoding, metric)
         if before is not None and after is not None and before.value is not None and after.value is not None:
             return (
-                f"{metric_name(after.metric)} ({decoding}) went from {with_interval(before.value, before.interval)} to "
+                f"{metric_name(metric)} ({decoding}) went from {with_interval(before.value, before.interval)} to "
                 f"{with_interval(after.value, after.interval)} in {done}."
             )
     return f"{done}; no evaluation before and after training to compare."
@@ -154,22 +158,22 @@ def headline(run: RunData) -> str:
 
 def summary(runs: Sequence[RunData]) -> Summary:
     """The runs side by side; columns that no run can fill are left out."""
-    decodings = list(dict.fromkeys(decoding for run in runs for decoding in run.decodings))
+    tasks = [", ".join(filter(None, (run.config.task.name, run.config.task.data))) for run in runs]
     columns: dict[str, list[Cell]] = {
         "run": [Cell(run.name) for run in runs],
+        **({"task": [Cell(task) for task in tasks]} if len(set(tasks)) > 1 else {}),
         "method": [Cell(run.config.method) for run in runs],
         "divergence": [Cell(run.divergence or "–") for run in runs],
         "teacher signal": [Cell(run.config.teacher_signal if run.divergence else "–") for run in runs],
         "student data": [Cell(_fraction(run.student_data_fraction)) for run in runs],
         "seed": [Cell(str(run.config.seed)) for run in runs],
     }
-    for decoding in decodings:
-        rows = [run.rows(decoding) for run in runs]
-        metric = next(row.metric for pair in rows for row in pair if row is not None)
+    for metric, decoding in evaluated(runs):
         columns[f"{metric} ({decoding})"] = [
             _change(*(with_interval(row.value, row.interval) if row is not None else "–" for row in pair))
-            for pair in rows
+            for pair in (run.rows(decoding, metric) for run in runs)
         ]
+        rows = [run.rows(decoding) for run in runs]
         if any(row is not None and row.self_bleu is not None for pair in rows for row in pair):
             columns[f"Self-BLEU ({decoding})"] = [
                 _change(*(with_interval(row.self_bleu if row is not None else None) for row in pair)) for pair in rows
@@ -186,19 +190,31 @@ def summary(runs: Sequence[RunData]) -> Summary:
 
 
 def samples(runs: Sequence[RunData], decoding: str) -> list[Sample]:
-    """The first examples, as they stand in the split: nothing is picked."""
-    ground_truth = {prompt_id: text for run in runs for prompt_id, text in references(run).items()}
-    cards: dict[int, tuple[str, list[Answer]]] = {}
+    """Each run's first examples, as they stand in its split: nothing is picked. Runs on the same example share its card."""
+    ground_truth = {example: text for run in runs for example, text in references(run).items()}
+    teachers = {run.name: teacher_texts(run) for run in runs}
+    students: dict[ExampleKey, list[Answer]] = {}
+    writers: dict[ExampleKey, dict[str, None]] = {}  # the runs by name: a set would lose their order
     for run in runs:
         for when, evaluation in (("before", run.before), ("after", run.after)):
             name = when if len(runs) == 1 else f"{run.name}, {when}"
             for completion in _first(evaluation, decoding):
-                _, answers = cards.setdefault(completion.prompt_id, (completion.prompt, []))
-                answers.append(Answer(name, completion.text, _mark(completion, evaluation, decoding)))
-    teachers = {run.name: teacher_texts(run) for run in runs}
+                example = (completion.prompt_id, completion.prompt)
+                answer = Answer(name, completion.text, _mark(completion, evaluation, decoding))
+                students.setdefault(example, []).append(answer)
+                writers.setdefault(example, {})[run.name] = None
     return [
-        Sample(prompt_id, prompt, ground_truth.get(prompt_id), _teachers(teachers, prompt_id), answers)
-        for prompt_id, (prompt, answers) in cards.items()
+        Sample(*example, ground_truth.get(example), _teachers(teachers, example), answers, list(writers[example]))
+        for example, answers in students.items()
+    ]
+
+
+def headings(cards: Sequence[Sample]) -> list[str]:
+    """What each card is called: "Example 7", and of which runs where another card has that number."""
+    times = Counter(card.prompt_id for card in cards)
+    return [
+        f"Example {card.prompt_id}" + (f" of {_listed(card.runs)}" if times[card.prompt_id] > 1 else "")
+        for card in cards
     ]
 
 
@@ -213,8 +229,25 @@ def samples_note(cards: Sequence[Sample], decoding: str) -> str:
         if any(there)
     ]
     examples = "The first held-out example" if len(cards) == 1 else f"The first {len(cards)} held-out examples"
+    if len({card.prompt_id for card in cards}) < len(cards):
+        examples = "The first held-out examples of each run"
     seen = f"{examples}, {decoding} decoding"
     return f"{seen}, beside {' and '.join(beside)}." if beside else f"{seen}."
+
+
+def marks_note(runs: Sequence[RunData]) -> str:
+    """Which marked steps the page leaves out, in a sentence; empty where it holds all."""
+    thinned = [
+        f"{run.name}: {len(run.marks)} of {len(run.marked_divergence)}"
+        for run in runs
+        if len(run.marks) < len(run.marked_divergence)
+    ]
+    if not thinned:
+        return ""
+    return (
+        f"No more than {MARKED_STEPS} marked steps of a run are on this page, evenly spaced, the first and the last among them "
+        f"({'; '.join(thinned)}). The folder of a run holds all of them."
+    )
 
 
 def printable(text: str) -> str:
@@ -234,9 +267,14 @@ def _title(runs: Sequence[RunData]) -> str:
     return f"Runs {'; '.join(run.name for run in runs)}" if len(runs) <= _NAMED else f"{len(runs)} runs"
 
 
-def _teachers(texts: Mapping[str, Mapping[int, str]], prompt_id: int) -> list[Answer]:
+def _listed(names: Sequence[str]) -> str:
+    """The names, or the first of many: two lists that share no name differ."""
+    return "; ".join(names) if len(names) <= _NAMED else f"{names[0]} and {len(names) - 1} more runs"
+
+
+def _teachers(texts: Mapping[str, Mapping[ExampleKey, str]], example: ExampleKey) -> list[Answer]:
     """The teacher's text for a prompt; each with its run where the teachers of the runs write different ones."""
-    found = {name: several[prompt_id] for name, several in texts.items() if prompt_id in several}
+    found = {name: several[example] for name, several in texts.items() if example in several}
     if len(set(found.values())) > 1:
         return [Answer(f"{name}, teacher", text) for name, text in found.items()]
     return [Answer("teacher", text) for text in set(found.values())]

@@ -1,4 +1,4 @@
-"""The marked page's data as one JSON block: marks of all runs and steps, every text stored once.
+"""The marked page's data as one JSON block: the marks of all runs, every text stored once.
 
 A token is [text, [divergence, forward KL, reverse KL], [student's, teacher's probability], the student's top tokens,
 their probabilities, the teacher's top tokens, their probabilities]; texts are indices into "texts", null is infinity.
@@ -26,7 +26,7 @@ _MEASURES = {"forward_kl": "forward KL", "reverse_kl": "reverse KL"}
 def payload(runs: Sequence[RunData]) -> dict[str, Any]:
     """Everything the page's script shows, ready for JSON; runs without marks are left out."""
     texts = _Texts()
-    marked = [run for run in runs if any(run.marks.values())]
+    marked = [run for run in runs if run.marks]
     values: dict[str, list[float]] = {}
     for run in marked:
         for sequence in (sequence for sequences in run.marks.values() for sequence in sequences):

@@ -168,6 +168,9 @@
     }));
   }
 
+  // Data sets count their examples alike: the same one has the same prompt.
+  const same = (a, b) => a.sequence.id === b.sequence.id && a.sequence.prompt === b.sequence.prompt && a.position === b.position;
+
   // Redraws the tokens; the token under the keyboard stays the same one of the same example where it still exists.
   function draw() {
     const held = flat[current];
@@ -176,7 +179,7 @@
     fillScale();
     $("sequences").replaceChildren(...chosen().map(drawSequence));
     drawWorst();
-    const again = held ? flat.findIndex((each) => each.sequence.id === held.sequence.id && each.position === held.position) : -1;
+    const again = held ? flat.findIndex((each) => same(each, held)) : -1;
     current = -1;
     mark(again >= 0 ? again : 0);
     if (again >= 0 && inPanel) show(again);
