@@ -2,12 +2,16 @@
 
 import io
 import json
+import platform
+import sys
 
 import pytest
+import torch
 from rich.console import Console
 
 from tutelage.errors import UserError
-from tutelage.eval.request import EvalRequest, run
+from tutelage.eval.harness import HarnessTasks
+from tutelage.eval.request import EvalRequest, run, versions
 from tutelage.eval.results import HarnessScore
 from tutelage.models import load
 from tutelage.train.config import TaskConfig
@@ -88,7 +92,61 @@ def test_completions_past_the_last_position_are_refused(make_model, rows, tmp_pa
         run(request)
 
 
-def test_harness_alone_needs_no_task(make_model, tmp_path, monkeypatch) -> None:
+def test_a_harness_that_is_not_installed_is_refused_before_loading(rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
+    with pytest.raises(UserError, match="harness=mmlu needs lm-evaluation-harness"):
+        run(request_for("/no/such/model", rows, tmp_path, harness=("mmlu",)))
+
+
+@pytest.fixture
+def mmlu(monkeypatch) -> HarnessTasks:
+    """A harness that has the task "mmlu"."""
+    found = HarnessTasks(("mmlu",), manager=None)
+    monkeypatch.setattr("tutelage.eval.request.find_harness_tasks", lambda tasks, include: {("mmlu",): found}[tasks])
+    return found
+
+
+def test_a_harness_that_fails_loses_no_result_of_the_task(make_model, rows, tmp_path, monkeypatch, mmlu) -> None:
+    def harness(model, tasks, **options):
+        raise RuntimeError("no data of mmlu")
+
+    monkeypatch.setattr("tutelage.eval.request.run_harness", harness)
+    load.save(make_model("llama"), tmp_path / "model")
+    printed = io.StringIO()
+    request = request_for(tmp_path / "model", rows, tmp_path, split="train", limit=2, harness=("mmlu",))
+    with pytest.raises(RuntimeError, match="no data of mmlu"):
+        run(request, console=Console(file=printed, width=100))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(row["decoding"], row["examples"]) for row in results["rows"]] == [("greedy", 2), ("T=1", 2)]
+    assert results["harness"] == []
+    assert len((tmp_path / "out" / "completions.jsonl").read_text().splitlines()) == 4
+    assert "exact_match [95%]" in printed.getvalue()
+
+
+def test_the_scores_of_the_harness_join_the_results_of_the_task(make_model, rows, tmp_path, monkeypatch, mmlu) -> None:
+    score = HarnessScore("mmlu", "acc,none", 0.25, 0.01)
+    monkeypatch.setattr("tutelage.eval.request.run_harness", lambda model, tasks, **options: (score,))
+    load.save(make_model("llama"), tmp_path / "model")
+    printed = io.StringIO()
+    request = request_for(tmp_path / "model", rows, tmp_path, split="train", limit=2, harness=("mmlu",))
+    evaluation = run(request, console=Console(file=printed, width=100))
+    assert (len(evaluation.rows), evaluation.harness) == (2, (score,))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (len(results["rows"]), [found["value"] for found in results["harness"]]) == (2, [0.25])
+    assert printed.getvalue().count("exact_match [95%]") == printed.getvalue().count("mmlu, acc,none") == 1
+
+
+def test_the_device_named_is_the_one_that_was_chosen(make_model, rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device="cuda:0": f"GPU {torch.device(device).index}")
+    load.save(make_model("llama"), tmp_path / "model")
+    run(request_for(tmp_path / "model", rows, tmp_path, split="train", limit=1), console=Console(file=io.StringIO()))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["versions"]["device"] == (platform.processor() or platform.machine())
+    assert versions(torch.device("cuda:1"))["device"] == "GPU 1"
+
+
+def test_harness_alone_needs_no_task(make_model, tmp_path, monkeypatch, mmlu) -> None:
     load.save(make_model("llama"), tmp_path / "model")
     asked = {}
 
@@ -102,5 +160,5 @@ def test_harness_alone_needs_no_task(make_model, tmp_path, monkeypatch) -> None:
     evaluation = run(request, console=Console(file=printed, width=100))
     assert evaluation.harness == (HarnessScore("mmlu", "acc,none", 0.25, 0.01),)
     assert evaluation.rows == ()
-    assert asked == {"tasks": ("mmlu",), "batch_rows": 64, "limit": 2, "seed": 7, "include": None}
+    assert asked == {"tasks": mmlu, "batch_rows": 64, "limit": 2, "seed": 7}
     assert "0.2500" in printed.getvalue()

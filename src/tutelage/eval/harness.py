@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import UserError, how_to_install
 from tutelage.eval.results import HarnessScore
 from tutelage.models.language_model import LanguageModel
 
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
-def run_harness(
-    model: LanguageModel,
-    tasks: Sequence[str],
-    *,
-    batch_rows: int = 64,
-    limit: int | None = None,
-    seed: int = 0,
-    include: Path | None = None,
-) -> tuple[HarnessScore, ...]:
-    """Scores of lm-evaluation-harness for a loaded model of either family.
+
+@dataclass(frozen=True)
+class HarnessTasks:
+    """Tasks that lm-evaluation-harness has, ready to run.
+
+    Attributes:
+        names: of its tasks, groups and tags, each once; patterns are expanded.
+        manager: its index, which found them.
+    """
+
+    names: tuple[str, ...]
+    manager: TaskManager
+
+
+def find_harness_tasks(tasks: Sequence[str], include: Path | None = None) -> HarnessTasks:
+    """The harness's tasks of these names; needs no model, so that a missing package or a wrong name costs no evaluation.
 
     Args:
-        model: the model; it is evaluated as it is, adapters and quantisation included.
-        tasks: names of the harness, as in ("mmlu", "bbh").
-        batch_rows: rows that go through the model at a time.
-        limit: examples of each task; None: all.
-        seed: of the few-shot examples.
+        tasks: names of the harness or patterns, as in ("mmlu", "bbh_fewshot_*").
         include: folder with further task definitions (YAML), beside those of the harness.
 
     Raises:
-        UserError: the harness is not installed, or does not know a task.
-
-    Source: Gao et al., "A framework for few-shot language model evaluation", https://github.com/EleutherAI/lm-evaluation-harness.
+        UserError: the harness is not installed or does not know a task, or `include` is no folder.
     """
     try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
+        # Unused here: it needs more packages than lm_eval alone, and run_harness would miss them only after the evaluation.
+        import_module("lm_eval.models.huggingface")
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(
@@ -45,17 +49,45 @@ def run_harness(
             f"install it: {how_to_install('lm-eval')}"
         ) from error
 
+    if include is not None and not include.is_dir():
+        raise UserError(f"harness_tasks={include} is no folder; name the one with your task definitions (YAML)")
     manager = TaskManager(include_path=None if include is None else str(include))
-    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    found = {task: manager.match_tasks([task]) for task in tasks}
+    unknown = [task for task, names in found.items() if not names]
     if unknown:
         raise UserError(
             f"lm-evaluation-harness knows no task {', '.join(unknown)}; `lm_eval ls tasks` lists what it knows, and "
             "harness_tasks=FOLDER adds definitions of your own"
         )
+    return HarnessTasks(tuple(dict.fromkeys(name for names in found.values() for name in names)), manager)
+
+
+def run_harness(
+    model: LanguageModel,
+    tasks: HarnessTasks,
+    *,
+    batch_rows: int = 64,
+    limit: int | None = None,
+    seed: int = 0,
+) -> tuple[HarnessScore, ...]:
+    """Scores of lm-evaluation-harness for a loaded model of either family.
+
+    Args:
+        model: the model; it is evaluated as it is, adapters and quantisation included.
+        tasks: what `find_harness_tasks` found.
+        batch_rows: rows that go through the model at a time.
+        limit: examples of each task; None: all.
+        seed: of the few-shot examples.
+
+    Source: Gao et al., "A framework for few-shot language model evaluation", https://github.com/EleutherAI/lm-evaluation-harness.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
     results = lm_eval.simple_evaluate(
         model=HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=batch_rows),
-        tasks=list(tasks),
-        task_manager=manager,
+        tasks=list(tasks.names),
+        task_manager=tasks.manager,
         limit=limit,
         fewshot_random_seed=seed,
         log_samples=False,

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tutelage.errors import UserError
 from tutelage.eval.evaluate import evaluate
-from tutelage.eval.harness import run_harness
+from tutelage.eval.harness import find_harness_tasks, run_harness
 from tutelage.eval.results import Evaluation, save, show
 from tutelage.models import load, vocabulary
 from tutelage.models.language_model import LanguageModel
@@ -73,12 +73,15 @@ class EvalRequest(Section):
 def run(request: EvalRequest, *, console: Console | None = None) -> Evaluation:
     """Evaluates as asked, prints the tables, and writes the results where `output` is set.
 
+    The task's own results are printed and written before the harness runs, then its scores are added to them.
+
     Args:
         request: what to do.
         console: where to print; None: standard output.
 
     Raises:
-        UserError: the model, the task or its data is wrong, or the output folder cannot be written; before any long work.
+        UserError: the model, the task, its data or a harness task is wrong, the harness is not installed, or the output
+            folder cannot be written; before any long work.
     """
     console = console or Console()
     for name in ("train_fraction", "train_fraction_seed", "fixed_examples"):
@@ -90,26 +93,28 @@ def run(request: EvalRequest, *, console: Console | None = None) -> Evaluation:
     if request.output is not None:
         make_writable(request.output)
     device = pick_device(request.device)
-    only_harness = bool(request.harness) and request.task == TaskConfig()
+    harness = find_harness_tasks(request.harness, request.harness_tasks) if request.harness else None
     task = None
-    if not only_harness:
+    if harness is None or request.task != TaskConfig():
         task = load_task(request.task.name, data=request.task.data, **request.task.options)
     model = load.load(request.model, request.model_options, device)
-    evaluation = Evaluation(model.name, "", (), ()) if task is None else _on_task(request, model, task, console)
-    if request.harness:
-        scores = run_harness(
-            model,
-            request.harness,
-            batch_rows=request.batch_rows,
-            limit=request.limit,
-            seed=request.seed,
-            include=request.harness_tasks,
-        )
+    evaluation = Evaluation(model.name, "", (), ())
+    if task is not None:
+        evaluation = _on_task(request, model, task, console)
+        show(evaluation, console, request.show)
+        _save(evaluation, request, device)
+    if harness is not None:
+        scores = run_harness(model, harness, batch_rows=request.batch_rows, limit=request.limit, seed=request.seed)
+        show(Evaluation(model.name, "", (), (), harness=scores), console)
         evaluation = dataclasses.replace(evaluation, harness=scores)
-    show(evaluation, console, request.show)
-    if request.output is not None:
-        save(evaluation, request.output, {"request": request.model_dump(mode="json"), "versions": versions()})
+        _save(evaluation, request, device)
     return evaluation
+
+
+def _save(evaluation: Evaluation, request: EvalRequest, device: torch.device) -> None:
+    """Writes what is known so far, over what was; nothing where `output` is not set."""
+    if request.output is not None:
+        save(evaluation, request.output, {"request": request.model_dump(mode="json"), "versions": versions(device)})
 
 
 def _on_task(request: EvalRequest, model: LanguageModel, task: Task, console: Console) -> Evaluation:
@@ -158,15 +163,19 @@ def _check_positions(model: LanguageModel, prompts: Sequence[Prompt], max_new_to
         )
 
 
-def versions() -> dict[str, str]:
-    """Versions of what shapes the figures."""
+def versions(device: torch.device) -> dict[str, str]:
+    """Versions of what shapes the figures, and the name of the device they come from."""
     libraries = ("tutelage", "torch", "transformers", "tokenizers", "sacrebleu", "rouge-score", "numpy")
     return {
         "python": platform.python_version(),
-        "device": _device_name(),
+        "device": _device_name(device),
         **{name: version(name) for name in libraries},
     }
 
 
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return platform.processor() or platform.machine()
+    return str(device)
