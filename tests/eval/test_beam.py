@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+import transformers
 
 import tests.conftest
 from tutelage.eval.beam import beam_search
@@ -36,6 +37,25 @@ def test_a_model_with_learned_encoder_positions(forced) -> None:
     assert model.base.generation_config is own
     wide = [beam_search(model, prompts, num_beams=3, max_new_tokens=8, batch_rows=n) for n in (3, 64)]
     assert [r.completion_ids for r in wide[0]] == [r.completion_ids for r in wide[1]]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_decoder_deeper_than_its_encoder(num_beams) -> None:
+    """The reference decodes without a cache: that of transformers has as many layers as T5's encoder."""
+    config = tests.conftest.build_config("t5", layers=1)
+    config.num_decoder_layers = 3
+    module = transformers.T5ForConditionalGeneration(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in (p for p in module.parameters() if p.dim() > 1):
+            weight.normal_(std=0.5, generator=generator)
+    model, prompts = LanguageModel(module, None, "t5"), tests.conftest.build_prompts()
+    found = beam_search(model, prompts, num_beams=num_beams, max_new_tokens=6, batch_rows=64)
+    for rollout, prompt in zip(found, prompts, strict=True):
+        ids = torch.tensor([prompt.token_ids])
+        expected = module.generate(ids, num_beams=num_beams, do_sample=False, max_new_tokens=6, use_cache=False)
+        assert list(rollout.completion_ids) == expected[0, 1:].tolist()
+    assert len({rollout.completion_ids for rollout in found}) > 3
 
 
 def test_batching_does_not_change_the_hypotheses(model, prompts) -> None:

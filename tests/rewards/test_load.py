@@ -116,6 +116,16 @@ def test_the_student_must_draw_from_its_own_distribution(sampling: Sampling, mes
         reward_of("accuracy", sampling=sampling)
 
 
+@pytest.mark.parametrize("sampling", [Sampling(8, temperature=0.7), Sampling(8, top_p=0.9), Sampling(8, top_k=5)])
+def test_a_reward_that_is_only_measured_may_be_of_any_samples(sampling: Sampling) -> None:
+    task = load_task("arithmetic")
+    measured = load_reward(RLConfig(reward="accuracy", alpha=1), task, sampling, CPU)
+    assert measured is not None
+    assert measured.name == "accuracy"
+    with pytest.raises(UserError, match="the policy gradient of a reward is right only on"):
+        load_reward(RLConfig(reward="accuracy", alpha=0.99), task, sampling, CPU)
+
+
 def test_scorers_are_told_by_their_prefix() -> None:
     assert is_scorer("scorer:x")
     assert not is_scorer("package.module:function")

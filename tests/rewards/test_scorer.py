@@ -71,6 +71,18 @@ def test_a_single_output_is_the_reward_itself(tmp_path: Path) -> None:
     assert Scorer(str(tmp_path), "entailment", CPU)(SAMPLES) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["Llama", "GPT2"])
+def test_a_decoder_whose_configuration_names_no_padding(kind: str, tmp_path: Path) -> None:
+    """It reads several texts of unlike lengths, each at its last token."""
+    module = save_peaked(
+        tmp_path, getattr(transformers, f"{kind}Config"), tokenizer(), THREE, 96, num_key_value_heads=2
+    )
+    assert module.config.pad_token_id is None
+    expected = [logits(module, sample).softmax(-1)[2].item() for sample in SAMPLES]
+    assert abs(expected[0] - expected[1]) > 1e-3
+    assert Scorer(str(tmp_path), "entailment", CPU)(SAMPLES) == pytest.approx(expected, abs=1e-5)
+
+
 def test_many_samples_and_again(tmp_path: Path) -> None:
     save(tmp_path, THREE)
     scorer = Scorer(str(tmp_path), "entailment", CPU)

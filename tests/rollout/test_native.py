@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from tests.conftest import BOS, EOS, FAMILIES, PAD, build_model, build_prompts, own_logits
+from tests.conftest import BOS, EOS, FAMILIES, PAD, build_config, build_model, build_prompts, own_logits
 from tutelage.data.batching import collate
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
@@ -38,7 +38,11 @@ def end_at(model, *tokens):
 
 def stopping_model(family, seed=0):
     """A model whose greedy completions of PROMPTS end at different steps, early ones included."""
-    model = build_model(family, seed=seed)
+    return stop_early(build_model(family, seed=seed))
+
+
+def stop_early(model):
+    """Chooses the tokens that end a completion of this model so that greedy ones end at different steps."""
     end_at(model)
     greedy = completions(generate(model, sampling=GREEDY))
     candidates = [
@@ -53,7 +57,7 @@ def stopping_model(family, seed=0):
     return model
 
 
-def generate_of_transformers(model, prompt, limit=12):
+def generate_of_transformers(model, prompt, limit=12, use_cache=True):
     """Greedy, one prompt by itself: no padding, no batch."""
     ids = torch.tensor([prompt.token_ids])
     written = model.base.generate(
@@ -61,6 +65,7 @@ def generate_of_transformers(model, prompt, limit=12):
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=limit,
+        use_cache=use_cache,
         eos_token_id=sorted(model.eos_ids) or None,
         pad_token_id=0,
     )[0].tolist()
@@ -83,6 +88,31 @@ def test_greedy_is_generate_of_transformers(family):
         assert rollout.finish_reason == ("stop" if stopped else "length")
         assert stopped or len(rollout.completion_ids) == 12
         assert rollout.behaviour_logprobs == (0.0,) * len(rollout.completion_ids)
+
+
+def of_unequal_depths(family, seed, encoder, decoder):
+    """An encoder-decoder model with this many layers in each."""
+    config = build_config(family, layers=encoder)
+    config.update({"num_decoder_layers" if family == "t5" else "decoder_layers": decoder})
+    module = transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float64).eval()
+    bias = [module.final_logits_bias] if family == "bart" else []
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in (*(p for p in module.parameters() if p.dim() > 1), *bias):
+            weight.normal_(std=0.5, generator=generator)
+    return LanguageModel(module, None, family)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize(("encoder", "decoder"), [(1, 3), (3, 1)])
+@pytest.mark.parametrize(("family", "seed"), [("t5", 0), ("bart", 1)])
+def test_greedy_where_encoder_and_decoder_differ_in_depth(family, seed, encoder, decoder):
+    model = stop_early(of_unequal_depths(family, seed, encoder, decoder))
+    # Without the cache of transformers, which has as many layers as T5's encoder.
+    expected = [generate_of_transformers(model, prompt, use_cache=False) for prompt in PROMPTS]
+    assert len({len(c) for c in expected}) >= 3
+    rollouts = generate(model, sampling=GREEDY)
+    assert completions(rollouts) == expected
 
 
 def bart_like(kind, seed):

@@ -240,6 +240,18 @@ def test_a_reward_alone_needs_no_teacher(alpha: float, teacher: str | None, need
 
 
 @pytest.mark.parametrize(
+    ("alpha", "teacher", "alone"), [(0, None, True), (0, "t", False), (0.5, "t", False), (1, "t", False)]
+)
+def test_what_a_reward_alone_is(alpha: float, teacher: str | None, alone: bool) -> None:
+    config = config_io.build(
+        {"student": "s", "method": "rl_gkd", "teacher": teacher, "rl.reward": "bleu", "rl.alpha": alpha}
+    )
+    assert methods.is_reward_alone(config) is alone
+    plain = config_io.build({"student": "s", "method": "gkd", "teacher": "t"})
+    assert not methods.is_reward_alone(plain)
+
+
+@pytest.mark.parametrize(
     ("raw", "message"),
     [
         ({"method": "rl_gkd", "rl.reward": None}, "method=rl_gkd needs a reward: set rl.reward (accuracy,"),
@@ -250,6 +262,15 @@ def test_a_reward_alone_needs_no_teacher(alpha: float, teacher: str | None, need
         ({"rl.reward": "bleu", "rl.baseline": "group"}, "rl.baseline=group with rollout.samples_per_prompt=1: a sequence is its own"),
         ({"rl.reward": "bleu", "train.batch_size": 1}, "rl.baseline=leave_one_out with train.batch_size=1: there is no other"),
         ({"rollout.samples_per_prompt": 5}, "train.batch_size=32 is no multiple of rollout.samples_per_prompt=5"),
+        (
+            {"method": "imitkd", "rl.reward": "bleu", "rl.alpha": 1},
+            "rl.reward=bleu with student_data_fraction=0.5: a reward is measured on the student's own sequences; set",
+        ),
+        (
+            {"rl.reward": "bleu", "rl.alpha": 1, "rollout.replay": 64},
+            "rl.reward=bleu with rollout.replay=64: a reward is measured on the prompts of the step, and earlier sequences have",
+        ),
+        ({"rl.reward": "bleu", "rl.alpha": 0.9, "rollout.teacher_share": 0.2}, "rl.reward=bleu with rollout.teacher_share=0.2: a policy"),
         ({"rl.reward": "bleu", "rl.alpha": 1.5}, "rl.alpha: saw 1.5, needs less than or equal to 1"),
     ],
 )  # fmt: skip
@@ -263,3 +284,6 @@ def test_the_same_options_where_they_fit() -> None:
     assert objective(**{"rl.reward": "bleu", "rl.baseline": "group", "rollout.samples_per_prompt": 2})
     assert objective(**{"rl.reward": "bleu", "rl.baseline": "none", "train.batch_size": 1})
     assert objective(method="on_policy_kd", **{"rl.reward": "bleu"})
+    measured = {"rl.reward": "bleu", "rl.alpha": 1, "rollout.temperature": 0.7}
+    assert objective(**measured, **{"rollout.teacher_share": 0.2}).teacher_share == 0.2
+    assert objective(method="minillm", **{"rl.reward": "bleu", "rl.alpha": 1}).teacher_share == 0.2

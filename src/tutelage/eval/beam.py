@@ -52,7 +52,7 @@ def beam_search(
 def _search(
     prompts: Sequence[Prompt], model: LanguageModel, num_beams: int, max_new_tokens: int, length_penalty: float
 ) -> list[Rollout]:
-    from transformers import GenerationConfig
+    from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
     width = max(len(prompt.token_ids) for prompt in prompts)
     # A decoder's prompts are padded on the left: `generate` appends on the right and derives positions from the mask. An
@@ -78,6 +78,11 @@ def _search(
         decoder_start_token_id=start_ids[0] if start_ids else None,
         forced_bos_token_id=start_ids[1] if len(start_ids) > 1 else None,
     )
+    cache = {}
+    if model.is_encoder_decoder:
+        # `generate` sizes its own cache by the whole model's configuration, whose number of layers is the encoder's in T5.
+        of_self, of_encoder = (DynamicCache(config=model.decoder.config) for _ in range(2))
+        cache["past_key_values"] = EncoderDecoderCache(of_self, of_encoder)
     own = model.base.generation_config
     # `generate` fills in what is not set from the checkpoint's own generation_config.json: penalties, forbidden words, the
     # end of sequence that BART forces at the limit. Greedy and sampled decoding know none of these.
@@ -87,6 +92,7 @@ def _search(
             ids_BL.to(model.device),
             attention_mask=mask_BL.to(model.device),
             generation_config=settings,
+            **cache,
         )
     finally:
         model.base.generation_config = own

@@ -21,7 +21,7 @@ from tutelage.eval.results import read as read_evaluation
 from tutelage.report.naming import names, runs_of
 from tutelage.train import config_io
 from tutelage.train.config import Recipe
-from tutelage.train.methods import METHODS
+from tutelage.train.methods import METHODS, is_reward_alone
 from tutelage.train.metrics import read_metrics
 
 MARKED_STEPS = 12  # of a run that a page holds token by token: a page of all of a long run's marks is too large to open
@@ -144,7 +144,7 @@ def _read(folder: Path, name: str) -> RunData:
         name=name,
         folder=folder,
         config=config,
-        divergence=None if _is_reward_alone(config) else config.divergence or (preset.divergence if preset else None),
+        divergence=None if is_reward_alone(config) else config.divergence or (preset.divergence if preset else None),
         student_data_fraction=fraction if config.student_data_fraction is None else config.student_data_fraction,
         records=tuple(read_metrics(folder / "metrics.jsonl")),
         before=_evaluation(folder / "evaluation" / "before"),
@@ -152,11 +152,6 @@ def _read(folder: Path, name: str) -> RunData:
         marks=marked,
         marked_divergence=marked_divergence,
     )
-
-
-def _is_reward_alone(config: Recipe) -> bool:
-    """Whether there is no divergence to speak of: the reward is all of the objective, and no teacher is there to measure from."""
-    return config.rl.reward is not None and config.rl.alpha == 0 and config.teacher is None
 
 
 def _read_marks(folder: Path) -> tuple[dict[int, list[MarkedSequence]], dict[int, float]]:

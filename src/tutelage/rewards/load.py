@@ -38,12 +38,13 @@ def load_reward(options: RLConfig, task: Task, sampling: Sampling, device: torch
         device: where a learned scorer computes.
 
     Raises:
-        UserError: the student would not draw from its own distribution; the reward is unknown to the task (names the
-            nearest); the function cannot be imported or called; the folder holds no scorer.
+        UserError: the reward is trained on, and the student would not draw from its own distribution; the reward is unknown to
+            the task (names the nearest); the function cannot be imported or called; the folder holds no scorer.
     """
     if options.reward is None:
         return None
-    check_sampling(sampling)
+    if options.alpha < 1:  # at 1 the reward is measured, and no policy gradient follows it
+        check_sampling(sampling)
     if is_scorer(options.reward):
         return Scorer(options.reward.removeprefix(SCORER), options.scorer_label, device)
     if ":" in options.reward:

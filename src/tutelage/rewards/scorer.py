@@ -116,6 +116,10 @@ def _load(folder: str) -> tuple[Any, Any]:
         raise UserError(
             f"the tokenizer in {folder!r} has no padding token, which a scorer needs to read several texts at a time"
         )
+    # Decoders' classifiers read the last token that is no padding, by a configuration that often does not say which that is.
+    text_config = module.config.get_text_config()
+    if text_config.pad_token_id is None:
+        text_config.pad_token_id = tokenizer.pad_token_id
     return module, tokenizer
 
 

@@ -68,7 +68,12 @@ class InPlaceLayer(DynamicLayer):
 
 
 def new_cache(config: Any, is_encoder_decoder: bool) -> Any:
-    """An empty cache for a model: in-place layers where the model attends to everything, its own kinds elsewhere."""
+    """An empty cache for a decoder: in-place layers where it attends to everything, its own kinds elsewhere.
+
+    Args:
+        config: the decoder's own: the number of layers that T5's states for the whole model is the encoder's.
+        is_encoder_decoder: whether the cache holds cross-attention too.
+    """
     cache = DynamicCache(config=config)
     cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return EncoderDecoderCache(cache, DynamicCache(config=config)) if is_encoder_decoder else cache

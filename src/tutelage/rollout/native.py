@@ -189,7 +189,7 @@ class _EncoderDecoder:
         ids = torch.tensor([list(p) + [model.pad_id] * (width - len(p)) for p in prompts], device=model.device)
         self.mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in prompts], device=model.device)
         self.states = model.encode(ids, self.mask)
-        self.cache = new_cache(model.config, True)
+        self.cache = new_cache(model.decoder.config, True)
 
     def first(self) -> Tensor:
         """Logits behind the decoder's start tokens: [B, V]."""

@@ -14,7 +14,7 @@ from tutelage.errors import UserError, nearest
 from tutelage.rewards.load import is_scorer
 from tutelage.section import Section
 from tutelage.teacher.base import parse_signal
-from tutelage.train.config import Config
+from tutelage.train.config import Config, Recipe
 
 
 class IdleOptionError(UserError):
@@ -143,7 +143,7 @@ def resolve(config: Config) -> Objective:
             "likelihood of the student's own samples teaches nothing; use method=gkd",
         )
     spelling = config.divergence or preset.divergence
-    if _is_reward_alone(config):
+    if is_reward_alone(config):
         spelling = None
     fraction = preset.student_data_fraction if config.student_data_fraction is None else config.student_data_fraction
     objective = Objective(
@@ -159,7 +159,6 @@ def resolve(config: Config) -> Objective:
         parse_signal(config.teacher_signal).check(objective.divergence)
     _check_reward(config, objective)
     _check_replay(config, objective)
-    _check_teacher_share(config, objective)
     _check_sequence_level(config, objective)
     _refuse_idle_options(config, objective)
     return objective
@@ -181,13 +180,13 @@ def _with_own_sequences(objective: Objective, config: Config) -> Objective:
     )
 
 
-def _is_reward_alone(config: Config) -> bool:
+def is_reward_alone(config: Recipe) -> bool:
     """Whether nothing but a reward is looked at. With rl.alpha 0 a teacher may still be there, to measure the divergence from."""
     return config.rl.reward is not None and config.rl.alpha == 0 and config.teacher is None
 
 
 def _check_reward(config: Config, objective: Objective) -> None:
-    """Raises UserError where samples or rewards do not fit what the steps train on."""
+    """Raises UserError where samples or rewards do not fit what the steps train on, or are measured on."""
     fraction, samples = objective.student_data_fraction, config.rollout.samples_per_prompt
     if METHODS[config.method].needs_reward and config.rl.reward is None:
         raise UserError(
@@ -201,13 +200,20 @@ def _check_reward(config: Config, objective: Objective) -> None:
         )
     if config.rl.reward is None:
         return
+    only_measured = config.rl.alpha == 1
     if fraction != 1:
+        reason = "a reward is measured on" if only_measured else "a policy gradient is of"
         raise UserError(
-            f"rl.reward={config.rl.reward} with student_data_fraction={fraction}: a policy gradient is of the student's own "
-            "sequences; set student_data_fraction=1 (method=rl_gkd has it), or drop rl.reward"
+            f"rl.reward={config.rl.reward} with student_data_fraction={fraction}: {reason} the student's own sequences; set "
+            "student_data_fraction=1 (method=rl_gkd has it), or drop rl.reward"
         )
-    if config.rl.alpha == 1:
+    if only_measured:
         return
+    if objective.teacher_share:
+        raise UserError(
+            f"rl.reward={config.rl.reward} with rollout.teacher_share={objective.teacher_share}: a policy gradient is of sequences "
+            "that the current student wrote; set rollout.teacher_share=0, or drop rl.reward"
+        )
     if config.rl.baseline == "group" and samples == 1:
         raise UserError(
             "rl.baseline=group with rollout.samples_per_prompt=1: a sequence is its own baseline, so that every advantage is 0; "
@@ -226,9 +232,11 @@ def _check_replay(config: Config, objective: Objective) -> None:
     if not replay:
         return
     if config.rl.reward is not None:
+        reason = "a policy gradient is of sequences that the current student wrote"
+        if config.rl.alpha == 1:
+            reason = "a reward is measured on the prompts of the step, and earlier sequences have others"
         raise UserError(
-            f"rl.reward={config.rl.reward} with rollout.replay={replay}: a policy gradient is of sequences that the current "
-            "student wrote; set rollout.replay=0, or drop rl.reward"
+            f"rl.reward={config.rl.reward} with rollout.replay={replay}: {reason}; set rollout.replay=0, or drop rl.reward"
         )
     if objective.divergence is not None and parse_signal(config.teacher_signal).name == "sampled":
         raise UserError(
@@ -239,15 +247,6 @@ def _check_replay(config: Config, objective: Objective) -> None:
         raise UserError(
             f"rollout.replay={replay} is less than the train.batch_size={config.train.batch_size} sequences of a step; make it "
             "that many or more, or 0"
-        )
-
-
-def _check_teacher_share(config: Config, objective: Objective) -> None:
-    """Raises UserError where sequences written with the teacher's help do not fit the objective."""
-    if objective.teacher_share and config.rl.reward is not None:
-        raise UserError(
-            f"rl.reward={config.rl.reward} with rollout.teacher_share={objective.teacher_share}: a policy gradient is of sequences "
-            "that the current student wrote; set rollout.teacher_share=0, or drop rl.reward"
         )
 
 
@@ -301,7 +300,7 @@ def _idle_options(config: Config, objective: Objective) -> tuple[_Idle, ...]:
         f"method={config.method} trains on the negative log-likelihood; drop it, or use method=supervised_kd or gkd"
     )
     without_teacher = f"method={config.method} has no teacher; drop it, or use method=supervised_kd, seqkd or gkd"
-    if _is_reward_alone(config):
+    if is_reward_alone(config):
         by_likelihood = without_teacher = (
             "with rl.alpha 0 and no teacher a run trains on the reward alone; drop it, raise rl.alpha, or set --teacher to "
             "measure the divergence"
