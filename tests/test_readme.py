@@ -110,8 +110,8 @@ def test_the_reward_is_one_of_the_default_task(tmp_path: Path) -> None:
 
 
 def test_later_methods_are_spelled_as_they_are_accepted() -> None:
-    (sentence,) = re.findall(r"^Override any of it: (.+?)\. Divergences", README, re.MULTILINE | re.DOTALL)
-    options = {spelled.split()[0]: spelled.split()[1:] for spelled in re.findall(r"`(--[^`]+)`", sentence)}
+    rows = re.findall(r"^\| `(--[^`]+)` \|", GUIDES[0], re.MULTILINE)
+    options = {spelled.split()[0]: spelled.split()[1:] for spelled in rows}
     clip = ["--rollout.importance-clip", *options["--rollout.importance-clip"]]
     for name in ("--rollout.replay", "--rollout.teacher-share"):
         objective = resolve(train_config([*command("train"), name, *options[name], *clip]))

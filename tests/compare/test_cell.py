@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from rich.console import Console
 
 from tests.compare.conftest import raw
+from tests.conftest import build_module, tokenizer
 from tutelage.compare import cell as cells
 from tutelage.compare import compare, plan
 from tutelage.compare.cell import Job
 from tutelage.compare.config import read
 from tutelage.compare.records import EvaluationProtocol
+from tutelage.errors import UserError
+from tutelage.models.language_model import LanguageModel
 from tutelage.run import run
 from tutelage.train.setup import prepare
 
 QUIET = Console(file=io.StringIO())
+PROTOCOL = EvaluationProtocol(limit=2, temperatures=(0.0,), num_beams=1, resamples=5)
 
 
 def test_end_to_end(models: Path, tmp_path: Path) -> None:
@@ -114,3 +120,70 @@ def test_a_search_never_sees_the_test_split(models: Path, tmp_path: Path, monkey
     ).test_record
     assert tested is not None
     assert set(tested.replicates) == {"greedy", "beam 2"}
+
+
+def save_model(folder: Path, family: str, *, vocab: int | None = None, ends: list[int] | None = None) -> None:
+    module = build_module(family, dtype=torch.float32, vocab=vocab or len(tokenizer()))
+    if ends is not None:
+        module.generation_config.eos_token_id = ends
+    module.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
+@pytest.mark.parametrize("role", ["trained", "initial", "teacher"])
+def test_a_model_is_tested_with_the_ends_and_the_vocabulary_of_its_run(
+    role: Literal["trained", "initial", "teacher"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(tokenizer())
+    save_model(tmp_path / "student", "llama", vocab=size + 8, ends=[2, 7])
+    save_model(tmp_path / "teacher", "llama", vocab=size + 3, ends=[2, 5])
+    job = replace(make_job(tmp_path, tmp_path / "out", PROTOCOL), model=role)
+    parts, _ = prepare(job.config)
+    expected = parts.student.model
+    shutil.copytree(tmp_path / "student", job.folder / "model")
+    asked: list[LanguageModel] = []
+
+    def evaluate(model: LanguageModel, *_: Any, **__: Any) -> None:
+        asked.append(model)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(cells, "evaluate", evaluate)
+    with pytest.raises(UserError, match="far enough"):
+        cells.work(job)
+    (model,) = asked
+    assert (model.eos_ids, model.vocab_size) == (expected.eos_ids, expected.vocab_size) == ({2, 5, 7}, size + 3)
+    assert model.device.type == "cpu"
+
+
+def test_a_test_past_the_last_position_is_an_error(models: Path, tmp_path: Path) -> None:
+    job = make_job(models, tmp_path, PROTOCOL)
+    config = job.config.model_copy(update={"rollout": job.config.rollout.model_copy(update={"max_new_tokens": 96})})
+    with pytest.raises(
+        UserError, match=r"has 96 positions, but it is to read prompts of up to \d+ and completions of up to 96"
+    ):
+        cells.work(replace(job, config=config, model="initial"))
+
+
+def test_the_outline_of_a_student_is_of_what_it_is_made_of(models: Path, tmp_path: Path) -> None:
+    config = make_job(models, tmp_path).config
+    assert cells.outline_of_student(config).name == str(models / "student")
+    layers = config.student_model.model_copy(update={"init": "teacher_layers", "layers": 1})
+    thinned = config.model_copy(update={"student": None, "student_model": layers})
+    assert cells.outline_of_student(thinned).name == str(models / "teacher")
+
+
+def test_a_job_computes_with_its_threads_and_gives_them_back(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    def train(job: Job) -> None:
+        seen.append(torch.get_num_threads())
+        raise UserError("far enough")
+
+    monkeypatch.setattr(cells, "_train", train)
+    with pytest.raises(UserError, match="far enough"):
+        cells.work(replace(make_job(models, tmp_path), threads=before + 1))
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from tests.compare.conftest import BASE, Worker, raw_recipe
 from tutelage.compare.cell import Job
-from tutelage.compare.comparison import Comparison, ComparisonResult
+from tutelage.compare.comparison import Comparison, ComparisonResult, usable_cores
 from tutelage.compare.config import read
 from tutelage.compare.execute import run_here
 from tutelage.errors import UserError
+from tutelage.train import config_io
 
 Run = Callable[..., ComparisonResult]
 GRID = {"search": {"train.learning_rate": [0.001, 0.01, 0.1]}}
@@ -149,6 +150,40 @@ def test_other_data_in_the_same_place_trains_and_tests_anew(tmp_path: Path) -> N
     assert [done(content) for content in ("one", "one", "other")] == [(4, 6), (0, 0), (4, 6)]
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"options": {"metric": "rougeL"}}, {"use_chat": "never"}, {"max_prompt_tokens": 9}, {"skip_long_prompts": True}],
+)
+def test_another_prompt_or_metric_tests_the_references_anew(changed: dict[str, Any], tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}))
+    task = {"name": "jsonl", "data": str(tmp_path), "options": {"metric": "exact_match"}}
+
+    def tested(base: dict[str, Any], methods: list[dict[str, Any]]) -> list[str]:
+        worker = Worker()
+        recipe = read(raw_recipe(tmp_path / "compare", base={**BASE, "task": base}, methods=methods, seeds=[0]))
+        Comparison(recipe, Console(file=io.StringIO()), worker, run_here).run()
+        return worker.tested
+
+    kd = {"name": "kd", "method": "supervised_kd"}
+    assert sorted(tested(task, [kd])) == ["initial student", "kd, seed 0", "teacher"]
+    assert sorted(tested(config_io.deep_merge(task, changed), [kd])) == ["initial student", "kd, seed 0", "teacher"]
+    # Of two methods, one of which is as before, the other one needs references of its own.
+    other = {"name": "other", "method": "gkd", "task": changed}
+    assert tested(task, [kd, other]) == ["other, seed 0"]
+
+
+def test_methods_that_see_more_of_the_training_split_share_the_references(run_comparison: Run) -> None:
+    few = {"name": "few", "method": "supervised_kd", "task.fixed_examples": 5}
+    share = {"task.options.train_size": 30, "task.train_fraction": 0.5, "task.train_fraction_seed": 1}
+    worker = Worker()
+    result = run_comparison(worker, methods=[few, {"name": "share", "method": "gkd", **share}])
+    assert sorted(worker.tested) == [
+        "few, seed 0", "few, seed 1", "initial student", "share, seed 0", "share, seed 1", "teacher",
+    ]  # fmt: skip
+    assert [line.gain.value for line in result.equal_steps if line.gain is not None] == [40.0, 40.0]
+
+
 def test_a_failed_run_does_not_stop_the_others(run_comparison: Run, tmp_path: Path) -> None:
     worker = Worker(breaks=("kd, seed 1",))
     printed = io.StringIO()
@@ -183,10 +218,22 @@ def test_threads_are_a_share_of_the_cores_and_within_omp_num_threads(
     monkeypatch.setattr(torch, "get_num_threads", lambda: int(exported or 1))
     if exported is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", exported)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     printed = io.StringIO()
     run_comparison(Worker(), printed, jobs=2)
     assert f"2 at a time, threads each: {threads}" in printed.getvalue()
+
+
+def test_the_cores_of_a_process_are_those_it_may_run_on(run_comparison: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7, 9}, raising=False)
+    assert usable_cores() == 4
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    printed = io.StringIO()
+    run_comparison(Worker(), printed, jobs=None)
+    assert "2 at a time, threads each: 2" in printed.getvalue()
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert usable_cores() == 64
 
 
 def test_nothing_finished_still_ends_with_the_reasons(run_comparison: Run) -> None:

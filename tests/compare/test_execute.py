@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from tests.compare.workers import by_label
-from tutelage.compare import plan
+from tutelage.compare import execute, plan
 from tutelage.compare.cell import Job
 from tutelage.compare.config import ComparisonRecipe
 from tutelage.compare.execute import run_here, run_spawned, steps_done
@@ -58,6 +60,22 @@ def test_a_signal_reaches_every_run_once_and_they_checkpoint(make_job: Callable[
     assert stop.value.signal_number == signal.SIGINT
     assert (tmp_path / "runs" / "checkpoint").read_text() == "True"
     assert not (tmp_path / "never starts").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (255, "ended with status 255; "),
+        (2, "ended with status 2; "),
+        (143, "ended by SIGTERM; "),
+        (-11, "ended by SIGSEGV; "),
+        (137, "ended by SIGKILL (out of memory? lower jobs); "),
+    ],
+)
+def test_a_signal_is_named_where_there_is_one(status: int, said: str, make_job: Callable[[str], Job]) -> None:
+    job = make_job("ended")
+    process: Any = SimpleNamespace(join=lambda: None, exitcode=status)
+    assert execute._end(process, job) == f"{said}what it printed is in {job.folder / 'process.log'}"
 
 
 def test_in_this_process_an_error_is_kept_with_its_place(make_job: Callable[[str], Job]) -> None:

@@ -32,6 +32,64 @@ def test_models() -> None:
         fingerprints.of_model("/no/such/model")
 
 
+@pytest.mark.parametrize("name", ["model", "owner/model", "owner/model/q4.gguf"])
+def test_names_of_the_hub_have_no_hash(name: str) -> None:
+    assert fingerprints.of_model(name) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["owner/model/more", "q4.gguf", "folder/q4.gguf", "a/b/c/q4.gguf", "./owner/model/q4.gguf"]
+)
+def test_what_must_be_local_and_is_not_there(name: str) -> None:
+    with pytest.raises(UserError, match=f"no model folder at {name!r}"):
+        fingerprints.of_model(name)
+
+
+def test_a_model_is_its_weights_and_its_configuration(tmp_path: Path) -> None:
+    for name in ("config.json", "model-1.safetensors", "model-2.safetensors"):
+        write(tmp_path / name, name)
+    before = fingerprints.of_model(str(tmp_path))
+    write(tmp_path / "run.log", "other")
+    assert fingerprints.of_model(str(tmp_path)) == before
+    found = {before}
+    for name in ("config.json", "model-1.safetensors", "model-2.safetensors"):
+        write(tmp_path / name, name.upper())
+        found.add(fingerprints.of_model(str(tmp_path)))
+        write(tmp_path / name, name)
+    assert len(found) == 4
+    assert fingerprints.of_model(str(tmp_path)) == before
+    assert fingerprints.of_model(str(tmp_path / "model-1.safetensors")) is not None
+
+
+def test_weights_retrained_behind_the_first_mebibyte_are_another_model(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    found = set()
+    for trained in (b"\0", b"\1"):
+        weights.write_bytes(bytes(2**20 + 2**19) + trained * 2**10)
+        now = next(TIMES)
+        os.utime(weights, ns=(now, now))
+        found.add(fingerprints.of_model(str(tmp_path)))
+    assert len(found) == 2
+
+
+def test_of_a_large_file_every_stretch_of_a_stride_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_END_BYTES", 4), ("_STRIDE", 8), ("_SAMPLE_BYTES", 2)):
+        monkeypatch.setattr(fingerprints, name, value)
+    task = TaskConfig(data=str(tmp_path / "rows.jsonl"))
+
+    def of(content: str) -> str:
+        write(tmp_path / "rows.jsonl", content)
+        return fingerprints.of_data(task)["task.data"]
+
+    whole = "." * 40
+    before = of(whole)
+    for start in range(33):
+        assert of(whole[:start] + "x" * 8 + whole[start + 8 :]) != before
+    unseen = [start for start in range(40) if of(whole[:start] + "x" + whole[start + 1 :]) == before]
+    # Ends of 4; samples of 2 at 4, 12, 20 and 28.
+    assert unseen == [*range(6, 12), *range(14, 20), *range(22, 28), *range(30, 36)]
+
+
 def test_what_lies_elsewhere_or_nowhere_has_no_hash(tmp_path: Path) -> None:
     assert fingerprints.of_data(TaskConfig(name="arithmetic", options={"level": "easy"})) == {}
     missing = {"validation_data": str(tmp_path / "missing.jsonl"), "test_data": None}
@@ -79,6 +137,7 @@ def test_of_a_large_file_beginning_end_and_size_count(
     content: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fingerprints, "_END_BYTES", 2)
+    monkeypatch.setattr(fingerprints, "_SAMPLE_BYTES", 0)
     task = TaskConfig(data=write(tmp_path / "rows.jsonl", "ab|cd"))
     before = fingerprints.of_data(task)
     write(tmp_path / "rows.jsonl", content)

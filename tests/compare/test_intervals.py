@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tutelage.compare.intervals import gain, gain_ratio, over_seeds, percentiles, replicate, seed_ratio
+from tutelage.compare.intervals import Estimate, gain, gain_ratio, over_seeds, percentiles, replicate, seed_ratio
 from tutelage.eval.statistics import Interval, bootstrap_interval, seed_summary
 
 
@@ -72,10 +72,12 @@ def test_a_ratio_by_hand() -> None:
     half = 4.302653 * 2 / 3**0.5 / 10
     assert found.interval is not None
     assert (found.interval.low, found.interval.high) == pytest.approx((2.5 - half, 2.5 + half), rel=1e-3)
-    alone = seed_ratio(gains, [10.0], resamples=400)
-    assert alone is not None
-    assert alone.interval is not None
-    assert (alone.interval.low, alone.interval.high) == pytest.approx((found.interval.low, found.interval.high))
+    assert seed_ratio(gains, [10.0, 10.0], resamples=400) == found  # no luck on the other side
+
+
+@pytest.mark.parametrize(("gains", "baseline"), [([20.0], [10.0]), ([20.0], [9.0, 11.0]), ([19.0, 21.0], [10.0])])
+def test_a_ratio_over_seeds_needs_several_on_both_sides(gains: list[float], baseline: list[float]) -> None:
+    assert seed_ratio(gains, baseline) == Estimate(2.0, None)
 
 
 def test_a_baseline_that_gains_nothing_divides_nothing() -> None:

@@ -245,6 +245,37 @@ def test_a_point_with_a_failed_run_is_not_chosen(make_recipe: MakeRecipe) -> Non
     assert choose(recipe, {}) is None
 
 
+@pytest.mark.parametrize(
+    ("rates", "best", "at_edge"),
+    [(["1e-4", "3e-4", 1e-3], 1e-3, True), (["5e-5", 0.0001, 0.0003], 0.0001, False), (["1e-4", "3e-4", 1e-3], 3e-4, False)],
+)  # fmt: skip
+def test_numbers_that_yaml_takes_for_text_are_numbers(
+    rates: list[Any], best: float, at_edge: bool, make_recipe: MakeRecipe
+) -> None:
+    recipe = make_recipe(search={"train.learning_rate": rates}, search_seeds=[0])
+    choice = choose(recipe, {float(rate): [20.0 if float(rate) == best else 10.0] for rate in rates})
+    assert choice is not None
+    assert choice.point == {"train.learning_rate": best}
+    assert choice.edges == (("train.learning_rate",) if at_edge else ())
+    assert [point["train.learning_rate"] for point, _ in choice.tried] == [float(rate) for rate in rates]
+
+
+def test_a_value_of_a_grid_is_read_as_a_run_reads_it(make_recipe: MakeRecipe) -> None:
+    mixed = {
+        "train.steps": ["8"],
+        "train.clip_norm": [None],
+        "train.betas": [[0.9, "0.95"]],
+        "task.options.size": ["1e-4"],
+    }
+    (variant,) = plan.expand(make_recipe(methods=[{"name": "gkd"}], search=mixed))
+    assert variant.grid == (
+        {"train.steps": 8, "train.clip_norm": None, "train.betas": (0.9, 0.95), "task.options.size": "1e-4"},
+    )
+    wrong = make_recipe(methods=[{"name": "gkd"}], search={"train.learning_rate": ["fast"]})
+    with pytest.raises(UserError, match=r"method gkd: train\.learning_rate: saw 'fast', needs a valid number"):
+        plan.expand(wrong)
+
+
 def test_edges_are_of_numbers_that_vary() -> None:
     grid = [{"a": 1, "b": "x", "c": 2}, {"a": 2, "b": "y", "c": 2}, {"a": 3, "b": "z", "c": 2}]
     assert [plan.edges(point, grid) for point in grid] == [("a",), (), ("a",)]

@@ -66,7 +66,7 @@ def test_gains_of_fresh_weights_are_over_each_seeds_own() -> None:
     assert (second.gain.value, second.ratio.value) == (21.0, 2.1)
     assert second.gain.interval is not None
     assert second.gain.interval.high == pytest.approx(21 + 12.7062 * 1, rel=0.1)  # the gains are 20 and 22
-    assert not [note for note in summary.notes([kd, gkd], [first, second]) if "no gain" in note]
+    assert not [note for note in summary.notes([kd, gkd], [first, second], [], "kd") if "no gain" in note]
 
 
 def test_gains_need_the_same_examples_and_the_same_student() -> None:
@@ -80,8 +80,44 @@ def test_gains_need_the_same_examples_and_the_same_student() -> None:
     assert lines["larger"].gain is not None
     assert lines["larger"].gain.value == 5.0
     assert lines["larger"].ratio is None
-    notes = summary.notes([kd, elsewhere, untested, other], list(lines.values()))
+    notes = summary.notes([kd, elsewhere, untested, other], list(lines.values()), [], "kd")
     assert [note.split()[0] for note in notes if "has no gain" in note] == ["elsewhere", "untested"]
+
+
+def by_rouge(record: EvaluationRecord) -> EvaluationRecord:
+    return record.model_copy(update={"scores": tuple(s.model_copy(update={"metric": "rougeL"}) for s in record.scores)})
+
+
+def test_gains_and_ratios_need_the_same_metric() -> None:
+    kd = method("kd", [run_record([10, 15, 20])])
+    whole = method("rouge", [run_record([10, 15, 20])])
+    runs = tuple(replace(run, test=by_rouge(run.test)) for run in whole.runs)
+    mixed = replace(whole, runs=runs)
+    first, second = summary.equal_steps([kd, mixed], "kd")
+    assert (first.metric, second.metric) == ("accuracy", "rougeL")
+    assert first.gain is not None
+    assert second.gain is second.ratio is None
+    (note,) = (note for note in summary.notes([kd, mixed], [first, second], [], "kd") if "no gain" in note)
+    assert note == (
+        "rouge has no gain at equal steps: its initial student was not tested, or not on the same examples by the same metric."
+    )
+    start = replace(INITIAL, test=by_rouge(INITIAL.test))
+    own = replace(whole, runs=tuple(replace(run, initial=start) for run in runs))
+    assert [(line.gain is None, line.ratio is None) for line in summary.equal_steps([kd, own], "kd")] == [
+        (False, True)
+    ] * 2
+
+
+def test_equal_time_divides_gains_of_one_metric_only() -> None:
+    kd = method("kd", [run_record([10, 15, 20])])
+    record = run_record([10, 20, 30])
+    curve = tuple(
+        point.model_copy(update={"scores": tuple(s.model_copy(update={"metric": "rougeL"}) for s in point.scores)})
+        for point in record.curve
+    )
+    rouge = method("rouge", [record.model_copy(update={"curve": curve})])
+    lines = summary.equal_time([kd, method("same", [record]), rouge], "kd")
+    assert [line.ratio for line in lines] == [None, Estimate(2.0, None), None]
 
 
 def test_equal_time_is_the_quickest_methods_seconds() -> None:
@@ -101,6 +137,29 @@ def test_equal_time_is_the_quickest_methods_seconds() -> None:
     assert second.ratio is not None
     assert second.gain.value == pytest.approx(20 + 10 / 3)
     assert second.ratio.value == pytest.approx((20 + 10 / 3) / 12)
+    assert second.ratio.interval is None  # of one run
+
+
+def test_a_note_on_ratios_of_single_seeds_at_equal_time_and_none_on_a_baseline_without_gain() -> None:
+    single, several = [run_record([10, 15, 20])], [run_record([10, 15, 20]), run_record([10, 15, 20.5])]
+    for runs, others in ((single, single), (single, several), (several, single)):
+        methods = [method("kd", runs), method("gkd", others)]
+        lines = summary.equal_time(methods, "kd")
+        assert lines[1].ratio is not None
+        assert lines[1].ratio.interval is None
+        assert summary.notes(methods, [], lines, "kd") == [
+            "A single seed says nothing about the luck of a training: its interval is over examples only; at equal time it has none, "
+            "nor has a ratio with it on either side."
+        ]
+    methods = [method("kd", several), method("gkd", several)]
+    lines = summary.equal_time(methods, "kd")
+    assert lines[1].ratio is not None
+    assert lines[1].ratio.interval is not None
+    assert summary.notes(methods, [], lines, "kd") == []
+    weak = [method("kd", [run_record([10, 15, 9]), run_record([10, 15, 14])]), method("gkd", several)]
+    expected = ["A ratio without an interval: the baseline's own gain cannot be told from zero."]
+    assert summary.notes(weak, [], summary.equal_time(weak, "kd"), "kd") == expected
+    assert summary.notes(weak, summary.equal_steps(weak, "kd"), [], "kd") == expected
 
 
 def test_curves_must_be_there_and_agree() -> None:
@@ -118,7 +177,7 @@ def test_notes_say_what_a_reader_must_know() -> None:
     }
     kd = method("kd", [run_record([10, 15, 20])], **at_edge)
     gkd = method("gkd", [run_record([10, 15, 20, 30]).model_copy(update={"threads": 4})])
-    assert summary.notes([kd, gkd], []) == [
+    assert summary.notes([kd, gkd], [], [], "kd") == [
         "Warning: the choice lies at the end of the grid for kd (rate = 0.1): the best may lie beyond; widen the search.",
         "Warning: kd was not chosen at rate = 9: a run there failed.",
         "Warning: the methods do not train for the same number of steps.",
@@ -137,16 +196,16 @@ def test_one_remark_for_all_choices_at_the_end_of_a_grid() -> None:
 
     inside = chose("inside", 1, points, ())
     seqkd, gkd = chose("SeqKD", 0, points, ("rate", "small")), chose("GKD", 2, points, ("small",))
-    assert summary.notes([seqkd, inside, gkd], []) == [
+    assert summary.notes([seqkd, inside, gkd], [], [], "kd") == [
         "Warning: the choice lies at the end of the grid for SeqKD (rate = 0.1, small = 0.01), GKD (small = 0.03): the best may lie "
         "beyond; widen the search.",
     ]
     first, second = (chose(name, number, points[:2], ("rate", "small")) for number, name in enumerate(("a", "b")))
-    assert summary.notes([first, inside, second], []) == [
+    assert summary.notes([first, inside, second], [], [], "kd") == [
         "A grid of two values has no inside: the choice is the better of the two, and the best may lie beyond, for "
         "a (rate = 0.1, small = 0.01), b (rate = 0.2, small = 0.02).",
     ]
-    assert [note.split()[0] for note in summary.notes([first, gkd], [])] == ["Warning:", "A"]
+    assert [note.split()[0] for note in summary.notes([first, gkd], [], [], "kd")] == ["Warning:", "A"]
 
 
 def test_the_initial_students_luck_with_the_examples_is_taken_off() -> None:

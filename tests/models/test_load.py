@@ -351,3 +351,24 @@ def test_configurations_of_the_fixtures_have_the_families_they_name():
     assert not build_config("t5_v1_1").scale_decoder_outputs
     assert build_module("t5_v1_1").lm_head.weight is not build_module("t5_v1_1").shared.weight
     assert build_config("gemma2").layer_types == ["sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bart", "t5"])
+def test_an_outline_is_the_model_without_its_weights(family, tmp_path):
+    written = write(tmp_path / "model", family)
+    written.module.generation_config.eos_token_id = [2, 5]
+    load.save(written, tmp_path / "model")
+    whole = load.load(str(tmp_path / "model"), ModelConfig(), torch.device("cpu"))
+    found = load.outline(str(tmp_path / "model"), ModelConfig())
+    for name in ("name", "is_encoder_decoder", "vocab_size", "eos_ids", "max_positions", "max_encoder_positions"):
+        assert getattr(found, name) == getattr(whole, name), name
+    assert found.lack_of_positions(60, 60) == whole.lack_of_positions(60, 60)
+    assert found.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
+    assert {parameter.device.type for parameter in found.module.parameters()} == {"meta"}
+    fresh = load.outline(str(tmp_path / "model"), ModelConfig(), fresh=True)
+    assert fresh.eos_ids == load.load(str(tmp_path / "model"), ModelConfig(), torch.device("cpu"), fresh=True).eos_ids
+
+
+def test_an_outline_of_no_model_says_so(tmp_path):
+    with pytest.raises(UserError, match=f"cannot load configuration and tokenizer of a model from '{tmp_path}'"):
+        load.outline(str(tmp_path), ModelConfig())

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tutelage.compare import config
 from tutelage.compare.cell import work
+from tutelage.compare.checks import check_tests
 from tutelage.compare.comparison import Comparison, ComparisonResult
 from tutelage.compare.execute import run_here, run_spawned
 
@@ -44,4 +45,6 @@ def compare(
     """
     checked = config.read(recipe, options)
     execute = run_spawned if in_processes else run_here
-    return Comparison(checked, console or Console(), work, execute).run()
+    comparison = Comparison(checked, console or Console(), work, execute)
+    check_tests(comparison.possible, comparison.protocol)
+    return comparison.run()

@@ -18,12 +18,13 @@ from tutelage.compare.records import EvaluationProtocol, EvaluationRecord, RunRe
 from tutelage.compare.start import Start
 from tutelage.eval.evaluate import evaluate
 from tutelage.eval.results import Evaluation, save
-from tutelage.models import load
+from tutelage.models import load, vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.options import ModelConfig
 from tutelage.run import run
 from tutelage.tasks import Task, load_task
-from tutelage.tasks.encode import encode_split, fingerprint
+from tutelage.tasks.encode import Encoding, encode_split, fingerprint, longest_prompt
+from tutelage.train.checks import check_positions
 from tutelage.train.config import Config
 from tutelage.train.metrics import read_metrics
 from tutelage.train.prompts import encoding_of, sampling_of
@@ -44,7 +45,7 @@ class Job:
         config: of the run; of the initial student and the teacher: a run that has them.
         model: "trained": by the run; the others are tested as they are.
         test: how to evaluate on the test split; None: not at all, as in the search.
-        threads: of the process.
+        threads: it computes with.
     """
 
     label: str
@@ -69,8 +70,13 @@ class Job:
     @property
     def test_record(self) -> EvaluationRecord | None:
         """The record of the test by this job's protocol; None while there is none."""
-        found = records.read(EvaluationRecord, self.folder / TEST_RECORD)
-        return found if found is not None and found.protocol == self.test else None
+        return None if self.test is None else read_test(self.folder, self.test)
+
+
+def read_test(folder: Path, protocol: EvaluationProtocol) -> EvaluationRecord | None:
+    """The record of a test by this protocol that a folder holds; None while there is none."""
+    found = records.read(EvaluationRecord, folder / TEST_RECORD)
+    return found if found is not None and found.protocol == protocol else None
 
 
 def work(job: Job) -> None:
@@ -80,7 +86,7 @@ def work(job: Job) -> None:
         UserError, Interrupted: as `run.run`.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    with _alone(job.folder):
+    with _alone(job.folder), _threads(job.threads):
         if job.model == "trained" and job.run_record is None:
             _train(job)
         if job.test is not None and job.test_record is None:
@@ -95,6 +101,17 @@ def _alone(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the system lifts it when the process ends, however it ends
         yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Computes with this many threads: seconds of runs say something of the methods only where these are equal."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train(job: Job) -> None:
@@ -112,9 +129,9 @@ def _test(job: Job, protocol: EvaluationProtocol) -> None:
     config = job.config
     task = load_task(config.task.name, data=config.task.data, **config.task.options)
     model = _model(job)
-    encoding = encoding_of(config, model, task)
-    join_ends([model], encoding)
+    encoding = _as_in_the_run(job, model, task)
     prompts = encode_split(task, "test", encoding, protocol.limit, show_progress=False)
+    check_positions(model, longest_prompt(prompts), sampling_of(config, task))
     evaluation = evaluate(
         model,
         task,
@@ -156,6 +173,35 @@ def _model(job: Job) -> LanguageModel:
         return teacher
     torch.manual_seed(config.seed)  # of fresh weights, as in the run
     return load.load_student(config.student, student, teacher, device)
+
+
+def _as_in_the_run(job: Job, model: LanguageModel, task: Task) -> Encoding:
+    """Gives a model to test the ends and the vocabulary that it has in its run, where student and teachers share theirs.
+
+    Returns:
+        How the run encodes prompts, for the student and for the teachers.
+    """
+    config = job.config
+    student = outline_of_student(config) if job.model == "teacher" else model
+    names = () if config.teacher is None else (config.teacher, *config.other_teachers)
+    teachers = [load.outline(name, config.teacher_model) for name in names]
+    if job.model == "teacher":
+        teachers[0] = model
+    for teacher in teachers:
+        vocabulary.agree(student, teacher)
+    encoding = encoding_of(config, student, task)
+    join_ends([student, *teachers], encoding)
+    return encoding
+
+
+def outline_of_student(config: Config) -> LanguageModel:
+    """The student of a run without its weights; one that is made of the teacher's layers differs from it in these only."""
+    options = config.student_model
+    if options.init == "teacher_layers":
+        assert config.teacher is not None  # of the configuration's checks
+        return load.outline(config.teacher, config.teacher_model)
+    assert config.student is not None  # likewise
+    return load.outline(config.student, options, fresh=options.init == "config")
 
 
 def _replicates(

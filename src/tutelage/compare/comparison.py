@@ -22,13 +22,16 @@ from tutelage.compare.execute import Execute, Failure, Work
 from tutelage.compare.plan import Cell, Choice, Variant
 from tutelage.compare.records import EvaluationProtocol, RunRecord
 from tutelage.compare.summary import FinalRun, Line, Method, Reference
-from tutelage.train.config import Config
+from tutelage.train.config import Config, TaskConfig
 from tutelage.train.methods import resolve
 from tutelage.train.setup import make_writable, pick_device
 
 CORES_A_JOB = 2
 Role = Literal["initial", "teacher"]
 _ROLES: dict[Role, str] = {"initial": "initial student", "teacher": "teacher"}
+# What of a task says how much of the training split a run may see, and nothing of the test.
+_TRAINING_KEYS = {"train_fraction", "train_fraction_seed", "fixed_examples"}
+_TRAINING_OPTIONS = {"train_size"}
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,11 @@ class Comparison:
         self.variants = plan.expand(recipe)
         self.baseline = recipe.baseline or self.variants[0].name
         self.search = plan.search_cells(recipe, self.variants)
-        possible = [cell for v in self.variants for point in v.grid for cell in plan.final_cells(recipe, v, point)]
-        plan.check_tasks(possible, recipe.selection)
+        self.possible = [cell for v in self.variants for point in v.grid for cell in plan.final_cells(recipe, v, point)]
+        plan.check_tasks(self.possible, recipe.selection)
         make_writable(recipe.output)
-        cores = os.cpu_count() or 1
-        on_gpu = any(pick_device(cell.config.train.device).type != "cpu" for cell in possible)
+        cores = usable_cores()
+        on_gpu = any(pick_device(cell.config.train.device).type != "cpu" for cell in self.possible)
         self.parallel = recipe.jobs or (1 if on_gpu else max(1, cores // CORES_A_JOB))
         self.threads = threads_of_a_run(cores, self.parallel)
         self.protocol = EvaluationProtocol(
@@ -135,7 +138,7 @@ class Comparison:
         at_steps = summary.equal_steps(methods, self.baseline)
         timed = bool(methods) and summary.has_curves(methods)
         at_time = summary.equal_time(methods, self.baseline) if timed else []
-        notes = [*planned, *summary.notes(methods, [*at_steps, *at_time])]
+        notes = [*planned, *summary.notes(methods, at_steps, at_time, self.baseline)]
         if methods and not timed:
             notes.append("No table at equal time: it needs evaluations during training (base: eval.every).")
         missing = [v.name for v in self.variants if v.name not in {method.variant.name for method in methods}]
@@ -182,7 +185,8 @@ class Comparison:
         # Not the teacher that these runs have, which is no single model: the first of it, and called so.
         firsts = {_reference_key("teacher", cell.config) for cell in cells if cell.config.other_teachers}
         for role, label in _ROLES.items():
-            for cell in cells:
+            # A student ends where its teacher does, too: runs with a teacher first.
+            for cell in sorted(cells, key=lambda cell: cell.config.teacher is None):
                 if role == "initial" or cell.config.teacher is not None:
                     key = _reference_key(role, cell.config)
                     name = f"first {label}" if key in firsts else label
@@ -208,6 +212,13 @@ def _length(job: Job) -> float:
     return job.config.train.steps * job.config.train.batch_size * (1 + resolve(job.config).student_data_fraction)
 
 
+def usable_cores() -> int:
+    """CPUs that this process may run on: under taskset or a job scheduler, fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def threads_of_a_run(cores: int, parallel: int) -> int:
     """Threads of each of `parallel` runs on `cores` cores: its share of them, and no more than OMP_NUM_THREADS where that is set."""
     share = max(1, cores // parallel)
@@ -215,10 +226,10 @@ def threads_of_a_run(cores: int, parallel: int) -> int:
 
 
 def _reference_key(role: Role, config: Config) -> tuple[str, ...]:
-    """(role, model, address): runs that start from one student, or have one teacher, share its evaluation.
+    """(role, model, address): runs that start from one student, or have one teacher, share its evaluation on the test split.
 
-    How much of the training split a method may see makes no other test: the task's options are left out, and gains are
-    taken between models that met the same examples only. Fresh weights are drawn by the seed: every seed has its own student.
+    All of the task is in the address, data by its content too, but for how much of the training split a run may see. Fresh weights
+    are drawn by the seed: every seed has its own student.
     """
     model, options = config.student, config.student_model.model_dump(mode="json", exclude_defaults=True)
     if role == "teacher":
@@ -230,17 +241,20 @@ def _reference_key(role: Role, config: Config) -> tuple[str, ...]:
         model,
         options,
         fingerprints.of_model(model),
-        config.task.name,
-        config.task.data,
+        _tested_task(config.task),
+        fingerprints.of_data(config.task),
         config.rollout.max_new_tokens,
     ]
-    data = fingerprints.of_data(config.task)
-    tested_on = data.get("task.options.test_data", data.get("task.data"))
-    if tested_on is not None:
-        about.append(tested_on)
     if role == "initial" and config.student_model.init == "config":
         about.append(config.seed)
     return role, str(model), hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _tested_task(task: TaskConfig) -> dict[str, Any]:
+    """The keys of a task that are not at their defaults, without those that shape training alone."""
+    keys = task.model_dump(mode="json", exclude_defaults=True, exclude=_TRAINING_KEYS)
+    options = {name: value for name, value in keys.get("options", {}).items() if name not in _TRAINING_OPTIONS}
+    return {**keys, "options": options}
 
 
 def _reference(key: tuple[str, ...], job: Job) -> Reference:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -115,6 +116,8 @@ class ComparisonRecipe(ComparisonOptions):
 
     @model_validator(mode="after")
     def _check(self) -> ComparisonRecipe:
+        _check_temperatures("temperatures", self.temperatures)
+        _check_temperatures("test_temperatures", self.test_temperatures or ())
         for metric, decoding in self.selection:
             if decoding not in self.decodings:
                 raise UserError(
@@ -129,6 +132,14 @@ class ComparisonRecipe(ComparisonOptions):
 def _refuse_repeated(where: str, seeds: tuple[int, ...]) -> None:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{where}={list(seeds)} has a seed twice; give each once")
+
+
+def _check_temperatures(where: str, temperatures: Sequence[float]) -> None:
+    """Raises UserError for a temperature that nothing can be sampled at, and for two decodings that tables could not tell apart."""
+    if not all(0 <= temperature < math.inf for temperature in temperatures):  # nan is neither
+        raise UserError(f"{where}={list(temperatures)}: a temperature is 0 (greedy) or above")
+    if len({Decoding(temperature).label for temperature in temperatures}) < len(temperatures):
+        raise UserError(f"{where}={list(temperatures)} has a temperature twice; give each once")
 
 
 def read(recipe: Path | Mapping[str, Any], options: Mapping[str, Any] | None = None) -> ComparisonRecipe:

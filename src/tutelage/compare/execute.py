@@ -143,7 +143,6 @@ def _start(work: Work, job: Job) -> BaseProcess:
 
 def _process(work: Work, job: Job) -> NoReturn:
     """The whole life of a job's process; what it prints goes to the job's folder."""
-    import torch
     from transformers.utils import logging as transformers_logging
 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # see `_start`
@@ -153,7 +152,6 @@ def _process(work: Work, job: Job) -> NoReturn:
     with (job.folder / LOG).open("a") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
-    torch.set_num_threads(job.threads)
     transformers_logging.disable_progress_bar()
     try:
         work(job)
@@ -184,7 +182,8 @@ def _end(process: BaseProcess, job: Job) -> str | None:
     if (job.folder / FAILURE).exists():
         return (job.folder / FAILURE).read_text(encoding="utf-8")
     number = -status if status < 0 else status - 128
-    what = f"ended by {signal.Signals(number).name}" if number > 0 else f"ended with status {status}"
+    name = {each.value: each.name for each in signal.Signals}.get(number)
+    what = f"ended with status {status}" if name is None else f"ended by {name}"
     hint = " (out of memory? lower jobs)" if number == signal.SIGKILL else ""
     return f"{what}{hint}; what it printed is in {job.folder / LOG}"
 

@@ -17,32 +17,35 @@ from tutelage.tasks.rows import SUFFIXES
 from tutelage.train.config import TaskConfig
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
-_LEADING_BYTES = 2**20
-_END_BYTES = 2**25  # of data and rewards: files of up to twice this are read whole
+_END_BYTES = 2**25  # files of up to twice this are read whole
+_STRIDE, _SAMPLE_BYTES = 2**20, 2**12  # between the ends of larger ones
 
 
 def of_model(model: str | None) -> str | None:
-    """A hash of the beginnings of a local folder's weights; None for the name of a hub model.
+    """A hash of a local folder's weights and config.json; None for the name of a hub model, or of a GGUF file in one.
+
+    Of files over 64 MiB, samples are read: see `_of_file`. Training that touches any matrix of a mebibyte is seen; only biases or
+    norms of a larger model may be trained in place unseen, for these are small enough to lie between two samples.
 
     Raises:
-        UserError: it looks like a local folder and is none.
+        UserError: it looks like a local folder or file and is none.
     """
     if model is None:
         return None
     folder = Path(model).expanduser()
     if not folder.exists():
-        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        if not _may_be_on_hub(model):
             raise UserError(
                 f"no model folder at {model!r}{looked_up(model)}: train it first, or give another student or teacher"
             )
         return None
-    digest = hashlib.sha256()
-    files = [folder] if folder.is_file() else sorted(path for kind in _WEIGHTS for path in folder.glob(kind))
-    for path in files:
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_LEADING_BYTES))
-    return digest.hexdigest()
+    return _of_files([folder] if folder.is_file() else [path for kind in _WEIGHTS for path in folder.glob(kind)])
+
+
+def _may_be_on_hub(model: str) -> bool:
+    """Whether it reads as NAME or OWNER/NAME, or as OWNER/NAME/FILE.gguf, as `models.load` has it."""
+    slashes = (2,) if model.endswith(".gguf") else (0, 1)
+    return not model.startswith((".", "/", "~")) and model.count("/") in slashes
 
 
 def of_data(task: TaskConfig) -> dict[str, str]:
@@ -100,10 +103,16 @@ def _of_files(files: Iterable[Path]) -> str:
 
 @cache
 def _of_file(path: Path, size: int, modified_ns: int) -> str:
-    """Of its size, beginning and end. A comparison asks for every run again: a file that nobody wrote to is read once."""
+    """Of its size, its beginning and end (32 MiB each), and 4 KiB of every mebibyte between these; the rest is not seen.
+
+    A comparison asks for every run again: a file that nobody wrote to is read once.
+    """
     digest = hashlib.sha256(f"{size}\n".encode())
     with path.open("rb") as file:
         digest.update(file.read(_END_BYTES))
-        file.seek(max(file.tell(), size - _END_BYTES))
+        for place in range(_END_BYTES, size - _END_BYTES, _STRIDE):
+            file.seek(place)
+            digest.update(file.read(_SAMPLE_BYTES))
+        file.seek(max(_END_BYTES, size - _END_BYTES))
         digest.update(file.read(_END_BYTES))
     return digest.hexdigest()

@@ -119,9 +119,14 @@ def seed_ratio(gains: Sequence[float], baseline: Sequence[float], resamples: int
     Args:
         gains, baseline: the gain of each run of either method.
         resamples: draws of t.
+
+    Returns:
+        As `gain_ratio`; its interval is None, too, where either method has a single run, which says nothing about spread.
     """
     runs, others = (np.tile(np.asarray(side, dtype=np.float64)[:, None], resamples) for side in (gains, baseline))
-    return gain_ratio(gains, baseline, list(runs), list(others))
+    found = gain_ratio(gains, baseline, list(runs), list(others))
+    single = 1 in (len(gains), len(baseline))
+    return Estimate(found.value, None) if found is not None and single else found
 
 
 def percentiles(values: NDArray[np.float64]) -> Interval:

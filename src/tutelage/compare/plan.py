@@ -19,7 +19,7 @@ from tutelage.tasks.base import SPLITS, Split
 from tutelage.tasks.metrics import METRICS
 from tutelage.train import config_io
 from tutelage.train.checks import check_mixture
-from tutelage.train.config import Config, TaskConfig, identity
+from tutelage.train.config import Config, Recipe, TaskConfig, identity
 from tutelage.train.methods import IdleOptionError, resolve
 
 
@@ -100,7 +100,7 @@ def expand(recipe: ComparisonRecipe) -> tuple[Variant, ...]:
     """The methods of a recipe, `divergences` and `fractions` spelled out, in its order.
 
     Raises:
-        UserError: two have one name, or `baseline` names none of them.
+        UserError: two have one name, `baseline` names none of them, or a value of a grid is wrong.
     """
     variants = [variant for entry in recipe.methods for variant in _variants(recipe, entry)]
     names = [variant.name for variant in variants]
@@ -117,7 +117,10 @@ def _variants(recipe: ComparisonRecipe, entry: MethodEntry) -> Iterator[Variant]
     own = entry.model_dump(exclude_unset=True)
     for key in ("name", "label", "divergences", "fractions", "search", "seeds"):
         own.pop(key, None)
-    grid = points(recipe.search if entry.search is None else entry.search)
+    try:
+        grid = tuple(_read(point) for point in points(recipe.search if entry.search is None else entry.search))
+    except UserError as error:
+        raise UserError(f"method {entry.name}: {error}") from error
     seeds = recipe.seeds if entry.seeds is None else entry.seeds
     for divergence in entry.divergences or (None,):
         for fraction in entry.fractions or (None,):
@@ -133,6 +136,12 @@ def _variants(recipe: ComparisonRecipe, entry: MethodEntry) -> Iterator[Variant]
                 label.append(f"fraction {fraction:g}")
             keys = {**own, **more}
             yield Variant(" ".join(name), ", ".join(label), config_io.deep_merge(base, keys), keys, grid, seeds)
+
+
+def _read(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point with the values that a run has for it: YAML takes 1e-4, which has no dot, for text."""
+    values = config_io.validate(Recipe, point).model_dump()
+    return {key: value_of(values, key) for key in point}
 
 
 def search_cells(recipe: ComparisonRecipe, variants: Sequence[Variant]) -> list[Cell]:
@@ -220,7 +229,7 @@ def address(config: Config) -> str:
     """A name for all that shapes a run and what is measured on validation; how the test split is evaluated is not in it.
 
     Keys at their defaults are left out, so that a later version with more keys finds the same runs. What the keys name on this
-    machine goes in by its content, models by the beginnings of their files: a student trained anew in the same folder is another
+    machine goes in by its content, models by samples of their files: a student trained anew in the same folder is another
     student, and data written anew is other data.
 
     Raises:

@@ -80,7 +80,7 @@ class Line:
         steps: optimiser steps.
         tokens, seconds: of training until then, means over the runs.
         over_seeds: mean of the metric with its Student-t interval.
-        gain: over the initial student; None without it, or where it met other examples.
+        gain: over the initial student; None without it, or where it met other examples or another metric.
         ratio: of the gain to the baseline's; None where there is none.
     """
 
@@ -135,12 +135,17 @@ def _tested(method: Method, baseline: Method | None) -> Iterator[Line]:
 
 
 def _starts(method: Method) -> list[Reference] | None:
-    """The initial student of each run of a method, where each was tested, and on the very examples that its run was."""
+    """The initial student of each run of a method, where each was tested, on the very examples and by the metric that its run was."""
     starts = [run.initial for run in method.runs if run.initial is not None]
     same = len(starts) == len(method.runs) and all(
-        run.test.examples == start.test.examples for run, start in zip(method.runs, starts, strict=True)
+        _measured(run.test) == _measured(start.test) for run, start in zip(method.runs, starts, strict=True)
     )
     return starts if same else None
+
+
+def _measured(test: EvaluationRecord) -> tuple[str, frozenset[tuple[str, str]]]:
+    """What must agree for two tests to be subtracted: the examples, and the headline metric in each decoding."""
+    return test.examples, frozenset((score.metric, score.decoding) for score in test.scores if score.headline)
 
 
 def _gains_on_test(
@@ -204,7 +209,10 @@ def equal_time(methods: Sequence[Method], baseline: str) -> list[Line]:
         for score in at[0].scores:
             decoding = score.decoding
             gained = seed_summary(gains[name][decoding])
-            others = gains[baseline][decoding] if baseline in gains and baseline != name else None
+            others = None
+            if baseline in gains and baseline != name:
+                under = _headline(points[baseline][0].scores, decoding)
+                others = gains[baseline][decoding] if under.metric == score.metric else None
             lines.append(
                 Line(
                     name,
@@ -243,8 +251,14 @@ def has_curves(methods: Sequence[Method]) -> bool:
     )
 
 
-def notes(methods: Sequence[Method], lines: Sequence[Line]) -> list[str]:
-    """What a reader of the tables must know."""
+def notes(methods: Sequence[Method], at_steps: Sequence[Line], at_time: Sequence[Line], baseline: str) -> list[str]:
+    """What a reader of the tables must know.
+
+    Args:
+        methods: each with at least one run.
+        at_steps, at_time: the lines of both tables.
+        baseline: as in `equal_steps`.
+    """
     found = _edge_notes(methods)
     for method in methods:
         name, choice = method.variant.name, method.choice
@@ -254,7 +268,7 @@ def notes(methods: Sequence[Method], lines: Sequence[Line]) -> list[str]:
             found.append(f"Warning: {name} was not chosen at {shown}: a run there failed.")
         if _starts(method) is None:
             found.append(
-                f"{name} has no gain at equal steps: its initial student was not tested, or not on the same examples."
+                f"{name} has no gain at equal steps: its initial student was not tested, or not on the same examples by the same metric."
             )
     if len({method.runs[0].record.steps for method in methods}) > 1:
         found.append("Warning: the methods do not train for the same number of steps.")
@@ -265,9 +279,15 @@ def notes(methods: Sequence[Method], lines: Sequence[Line]) -> list[str]:
             f"Warning: seconds and equal time are of runs with different numbers of threads ({shown}) and say nothing of the methods; "
             "make all runs with the same jobs on the same machine."
         )
-    if any(len(method.runs) == 1 for method in methods):
-        found.append("A single seed says nothing about the luck of a training: its interval is over examples only.")
-    if any(line.ratio is not None and line.ratio.interval is None for line in lines):
+    single = {method.variant.name for method in methods if len(method.runs) == 1}
+    if single:
+        without = "; at equal time it has none, nor has a ratio with it on either side" if at_time else ""
+        found.append(
+            f"A single seed says nothing about the luck of a training: its interval is over examples only{without}."
+        )
+    # A ratio at equal time that has a single run on either side lacks its interval for that.
+    of_several = [] if baseline in single else [line for line in at_time if line.method not in single]
+    if any(line.ratio is not None and line.ratio.interval is None for line in [*at_steps, *of_several]):
         found.append("A ratio without an interval: the baseline's own gain cannot be told from zero.")
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,40 @@ def load_teacher(path: str, options: ModelConfig, device: torch.device) -> Langu
     teacher = load(path, options, device)
     teacher.module.requires_grad_(False)
     return teacher
+
+
+class _Outline(LanguageModel):
+    """A model on torch's meta device, where tensors have shapes and no numbers."""
+
+    def _check_head(self) -> None:
+        """There are no logits to compare."""
+
+
+def outline(path: str, options: ModelConfig, *, fresh: bool = False) -> LanguageModel:
+    """A model without its weights: what its configuration and its tokenizer say of ends, vocabulary and positions.
+
+    Args:
+        path: folder, hub name, or a .gguf file.
+        options: as of `load`.
+        fresh: as of `load`; generation_config.json is for the folder's own weights.
+
+    Raises:
+        UserError: configuration or tokenizer cannot be loaded.
+    """
+    from transformers import GenerationConfig
+
+    located, gguf_file = _located(path, options.gguf_file)
+    try:
+        with torch.device("meta"):
+            module, tokenizer = _load_parts(located, gguf_file, options, fresh=True, dropout=None)
+    except UserError:
+        raise
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot load configuration and tokenizer of a model from {path!r}: {error}") from error
+    if not fresh and gguf_file is None:
+        with suppress(OSError):  # there is no such file: the model's own configuration says it all
+            module.generation_config = GenerationConfig.from_pretrained(located, revision=options.revision)
+    return _Outline(module, tokenizer, located)
 
 
 def load_student(
