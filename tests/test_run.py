@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -79,6 +80,38 @@ def test_distill_with_live_objects_and_a_task_of_ones_own(tmp_path: Path) -> Non
     assert {c.prompt_id for c in result.after.completions} == set(range(6))
     for when in ("before", "after"):
         assert list((tmp_path / "run" / "evaluation" / when).iterdir())
+
+
+def test_a_bfloat16_student_is_trained_in_place_again_and_again(make_config: Callable[..., Config]) -> None:
+    student, teacher = live(dtype=torch.bfloat16), live(seed=1)
+    for _ in range(2):
+        before = student.head.weight.detach().clone()
+        result = run.run(make_config(overwrite=True), student=student, teacher=teacher, task=Sums())
+        assert all(record["grad_norm"] > 0 for record in result.records)
+        assert not torch.equal(student.head.weight, before)
+    student.module(input_ids=torch.tensor([[5, 9, 30]])).logits.sum().backward()  # its owner's own loop
+    assert all(parameter.grad is not None for parameter in student.module.parameters())
+
+
+@pytest.mark.parametrize("replay", [0, 6])
+def test_resume_without_the_rollout_log(replay: int, make_config: Callable[..., Config]) -> None:
+    changes = {"train.steps": 4, "train.checkpoint_every": 2, "rollout.replay": replay}
+    config = make_config(**changes)
+    models: dict[str, Any] = {"student": live(), "teacher": live(seed=1), "task": Sums()}
+    run.run(config, **models)
+    rollouts = config.output / "rollouts"
+    rollouts.rename(config.output / "kept")
+    resuming = make_config(resume=True, **changes)
+    run.run(resuming, **models)  # all is trained: no step is left that would draw
+    shutil.rmtree(rollouts)
+    shutil.rmtree(config.output / "checkpoints" / "step-00000004")
+    if replay:
+        with pytest.raises(UserError, match=r"rollouts\.jsonl lacks step 0, .* from the checkpoint after 2 steps"):
+            run.run(resuming, **models)
+        shutil.rmtree(rollouts)
+        (config.output / "kept").rename(rollouts)
+    result = run.run(resuming, **models)
+    assert [record["step"] for record in result.records] == [3, 4]
 
 
 def test_student_from_the_teachers_layers(make_config: Callable[..., Config]) -> None:

@@ -163,6 +163,29 @@ def test_replay_goes_on_with_the_same_buffer(tmp_path):
         assert replayed(tmp_path / f"{unit}-other", 12, unit=unit, fraction=0.7, seed=1) != whole
 
 
+def test_replay_does_not_go_on_without_the_steps_it_draws_from(tmp_path):
+    replayed(tmp_path, 6)
+    path = tmp_path / "rollouts.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 6
+
+    def source(kept, capacity=8):
+        path.write_bytes(b"".join(lines[step] for step in kept))
+        log = RolloutLog(tmp_path)
+        student = Replay(Versioned(), log, capacity, lambda step: 0.5, "step", 0) if capacity else Versioned()
+        return Mixture(PromptStream(PROMPTS, 0), 4, student, Scribe("dataset"), 1.0, "step", 0, log)
+
+    source((0, 1, 2, 3)).check_log(4)  # as many as the checkpoint knows, or more
+    source((0, 1, 2, 3, 4, 5)).check_log(4)
+    source(()).check_log(0)
+    source((), capacity=0).check_log(4)  # without replay a step needs no earlier one
+    for kept, missing in (((), 0), ((0, 1), 2), ((0, 2, 3), 1)):
+        with pytest.raises(
+            UserError, match=rf"rollouts\.jsonl lacks step {missing}, .* checkpoint after 4 steps, .*overwrite"
+        ):
+            source(kept).check_log(4)
+
+
 def test_replay_shares():
     assert [replay_share(step, 4, "rising") for step in range(4)] == [0, 0.25, 0.5, 0.75]
     assert [replay_share(step, 4, "falling") for step in range(4)] == [1, 0.75, 0.5, 0.25]

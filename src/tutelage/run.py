@@ -87,6 +87,7 @@ def run(
             parts, task = prepare(config, student=student, teacher=teacher, task=task)
             replacing = False
             if resuming:
+                _check_log(config, parts)
                 notices.print(_where_it_goes_on(config, parts), markup=False)
             judge = _Judge(config, parts, task)
             before = judge.recall("before") if parts.checkpoints.steps() else judge.judge("before", start)
@@ -121,6 +122,13 @@ def _way_on(output: Path, replacing: bool) -> str:
     if holds_run(output):
         return how_to_go_on(output)
     return f"before anything was trained in {output}; start the same command again"
+
+
+def _check_log(config: Config, parts: loop.Parts) -> None:
+    """Raises UserError where the steps that are left need sequences of earlier ones that the rollout log has lost."""
+    done = max(parts.checkpoints.steps(), default=0)
+    if done < config.train.steps:
+        parts.source.check_log(done)
 
 
 def _where_it_goes_on(config: Config, parts: loop.Parts) -> str:

@@ -136,6 +136,16 @@ class Replay:
             written.update(zip(new, self.student.rollouts([draws[i] for i in new]), strict=True))
         return [written[i] for i in range(len(draws))]
 
+    def check_log(self, done: int) -> None:
+        """Raises UserError where the log lacks one of the run's first `done` steps: the buffer would never move past it."""
+        missing = next((step for step in range(done) if step not in self.log), None)
+        if missing is not None:
+            raise UserError(
+                f"{self.log.path} lacks step {missing}, but the run goes on from the checkpoint after {done} steps, and rollout.replay "
+                "draws from what the student wrote in them; put the run's own file back, delete the checkpoints of more than "
+                f"{missing} steps to go on from an earlier one, or start over (overwrite)"
+            )
+
     def _catch_up(self) -> None:
         """Takes in what the student wrote in the logged steps; the first step that is not there is the one under way."""
         while self._step in self.log:
@@ -208,6 +218,11 @@ class Mixture:
         if self.log is not None:
             self.log.append(step, rollouts, time.perf_counter() - started)  # tokens are on the host: no work is queued
         return rollouts
+
+    def check_log(self, done: int) -> None:
+        """Raises UserError where a run that goes on after `done` steps lacks in its log what it is to draw from again."""
+        if isinstance(self.student, Replay):
+            self.student.check_log(done)
 
     def draws(self, step: int) -> list[Draw]:
         """The prompts of a step, in the order of its rollouts; samples of one prompt are numbered on, so that they differ."""

@@ -50,7 +50,7 @@ def test_lines_are_plain_json(folder):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 40, -1])
-def test_a_torn_last_line_is_cut_off(folder, cut):
+def test_a_torn_last_line_is_cut_off(folder, cut, caplog):
     path = folder / "rollouts.jsonl"
     data = path.read_bytes()
     last = data[:-1].rindex(b"\n") + 1
@@ -61,6 +61,7 @@ def test_a_torn_last_line_is_cut_off(folder, cut):
     log.append(2, [GIVEN], 1.0)
     log.close()
     assert dict(RolloutLog(folder)) == {0: STEPS[0], 1: STEPS[1], 2: [GIVEN]}
+    assert not caplog.records  # a kill is no reason to warn
 
 
 @pytest.mark.parametrize(
@@ -74,14 +75,18 @@ def test_a_torn_last_line_is_cut_off(folder, cut):
         (b'"rollouts":[', b'"rollouts":{'),
     ],
 )
-def test_everything_from_a_damaged_line_on_is_cut_off(folder, old, new):
+def test_everything_from_a_damaged_line_on_is_cut_off_and_told(folder, old, new, caplog):
     path = folder / "rollouts.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     damaged = lines[1].replace(old, new)
     assert damaged != lines[1]
-    path.write_bytes(lines[0] + damaged + lines[2])
-    assert dict(RolloutLog(folder)) == {0: STEPS[0]}
-    assert path.read_bytes() == lines[0]
+    for behind in (1, 0):
+        path.write_bytes(lines[0] + damaged + lines[2] * behind)
+        caplog.clear()
+        assert dict(RolloutLog(folder)) == {0: STEPS[0]}
+        assert path.read_bytes() == lines[0]
+        told = f"{path}: line 2 is damaged, and is cut off with the {behind} behind it; of their steps, "
+        assert [record.getMessage()[: len(told)] for record in caplog.records] == [told]
 
 
 def test_a_step_is_written_once(folder):

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tutelage.cli_options import parse
 from tutelage.errors import UserError
 from tutelage.train import config_io
-from tutelage.train.config import Config, identity
+from tutelage.train.config import Config, Recipe, identity
 
 
 def config(**raw: Any) -> Config:
@@ -59,6 +60,38 @@ def test_several_samples_need_a_temperature_above_0() -> None:
         config(**{"eval.samples_per_prompt": 4, "eval.temperatures": [0.0]})
     with pytest.raises(UserError, match=r"eval\.samples_per_prompt"):
         config(**{"eval.samples_per_prompt": 0})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seed": -1}, "seed: saw -1, needs greater than or equal to 0"),
+        ({"train.betas": [0.9, 1]}, "train.betas: saw 1, needs less than 1"),
+        ({"train.betas": [-0.1, 0.9]}, "train.betas: saw -0.1, needs greater than or equal to 0"),
+        ({"eval.temperatures": [0.5, -1]}, "eval.temperatures: saw -1, needs greater than or equal to 0"),
+        ({"eval.temperatures": []}, "eval.temperatures is empty; give at least one, 0 for greedy decoding"),
+    ],
+)
+def test_numbers_that_would_fail_later(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        config(**wrong)
+    assert str(error.value) == message
+
+
+def test_the_least_of_these_numbers() -> None:
+    made = config(**{"seed": 0, "train.betas": [0, 0.0], "eval.temperatures": [0]})
+    assert (made.seed, made.train.betas, made.eval.temperatures) == (0, (0.0, 0.0), (0.0,))
+
+
+def test_these_numbers_on_the_command_line() -> None:
+    """Limits of the members of a tuple are for the section to check: the option's parser takes any numbers."""
+    options = ["--train.betas", "0.9", "1", "--eval.temperatures", "-1", "0.7"]
+    _, given = parse(Recipe, options, prog="tutelage train", description="")
+    assert given == {"train": {"betas": (0.9, 1.0)}, "eval": {"temperatures": (-1.0, 0.7)}}
+    with pytest.raises(
+        UserError, match=r"train\.betas: saw 1\.0, needs less than 1\n  eval\.temperatures: saw -1\.0, needs"
+    ):
+        config(**given)
 
 
 def test_teacher_layers_need_no_student() -> None:

@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from tests.conftest import build_model
+from tests.sums import live
 from tutelage import run
 from tutelage.data.batching import micro_batches, token_weights
 from tutelage.errors import UserError
 from tutelage.eval import marks
 from tutelage.train.config import Config
+from tutelage.train.methods import resolve
+from tutelage.train.models import load_models
 from tutelage.train.setup import prepare
 
 MakeConfig = Callable[..., Config]
@@ -109,3 +112,60 @@ def test_loading_is_announced(make_config: MakeConfig, capsys: pytest.CaptureFix
     assert announced() == [f"loading teacher {config.teacher}", f"loading student {config.student}"]
     prepare(make_config())
     assert announced() == []
+
+
+def test_live_models_are_moved_to_the_runs_device(make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    """The device without storage stands for a GPU: it is another one than the CPU's on every machine."""
+    config = make_config(**{"log.progress": True})
+    student, teacher = live(), live(seed=1)
+    found, teachers = load_models(config, resolve(config), student, teacher, torch.device("meta"))
+    assert found is student
+    assert teachers == [teacher]
+    for model in (student, teacher):
+        assert {parameter.device.type for parameter in model.module.parameters()} == {"meta"}
+        assert model.head.weight.device == model.device == torch.device("meta")
+    moves = [f"moving {role} tiny-llama from cpu to meta" for role in ("student", "teacher")]
+    assert capsys.readouterr().err.splitlines() == moves
+
+
+def test_live_models_that_lie_right_or_are_not_needed_stay(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(**{"log.progress": True})
+    student, teacher = live(), live(seed=1)
+    pointers = [parameter.data_ptr() for parameter in student.module.parameters()]
+    load_models(config, resolve(config), student, teacher, torch.device("cpu"))
+    assert [parameter.data_ptr() for parameter in student.module.parameters()] == pointers
+    assert capsys.readouterr().err == ""
+    alone = make_config(method="sft")
+    assert load_models(alone, resolve(alone), student, teacher, torch.device("meta")) == (student, [])
+    assert (student.device.type, teacher.device.type) == ("meta", "cpu")
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "quantised",
+            r"lies on cpu, the run is on meta, and a model that is quantised cannot be moved: load it on meta",
+        ),
+        (
+            "spread",
+            r"lies on cpu and meta, the run is on meta, and a model that is spread over several devices cannot be",
+        ),
+    ],
+)
+def test_a_live_model_that_cannot_be_moved_is_found_before_an_earlier_run_is_overwritten(
+    role: str, kind: str, message: str, make_config: MakeConfig
+) -> None:
+    config = make_config(overwrite=True, **{"train.device": "meta"})
+    (config.output / "checkpoints" / "step-00000003").mkdir(parents=True)
+    models: dict[str, Any] = {"student": live(), "teacher": live(seed=1)}
+    if kind == "quantised":
+        models[role].config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    else:
+        models[role].base.model.embed_tokens.to("meta")
+    with pytest.raises(UserError, match=rf"^the {role} \(tiny-llama\) {message}"):
+        prepare(config, **models)
+    assert (config.output / "checkpoints" / "step-00000003").exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -80,13 +81,13 @@ def test_clipping_is_torchs(largest: float) -> None:
 def test_master_weights_keep_updates_too_small_for_bfloat16() -> None:
     """Between 1 and 2 bfloat16 has steps of 2^-7: sixteen updates of 2^-10 vanish one by one, and add up to 2^-6."""
     module = scalar_module(1.0, dtype=torch.bfloat16)
-    optimizer = Optimizer(module, settings(steps=20, learning_rate=2**-10))
-    for step in range(16):
-        module.weight.sum().neg().backward()  # AdamW turns a constant gradient into steps of the learning rate
-        assert module.weight.grad is None  # taken over by the master as soon as it is complete
-        optimizer.step(step)
-        if step == 0:
-            assert module.weight.item() == 1.0
+    with Optimizer(module, settings(steps=20, learning_rate=2**-10)) as optimizer:
+        for step in range(16):
+            module.weight.sum().neg().backward()  # AdamW turns a constant gradient into steps of the learning rate
+            assert module.weight.grad is None  # taken over by the master as soon as it is complete
+            optimizer.step(step)
+            if step == 0:
+                assert module.weight.item() == 1.0
     assert module.weight.dtype == torch.bfloat16
     assert module.weight.item() == 1.0 + 2**-6
     assert optimizer.masters["weight"].item() == pytest.approx(1 + 2**-6, abs=1e-6)
@@ -95,11 +96,45 @@ def test_master_weights_keep_updates_too_small_for_bfloat16() -> None:
 def test_micro_batches_add_up_in_float32() -> None:
     """In bfloat16, 1 + 2^-9 is 1: sixteen small gradients behind a large one would be lost."""
     module = scalar_module(0.0, dtype=torch.bfloat16)
-    optimizer = Optimizer(module, settings())
-    for gradient in (1.0, *[2**-9] * 16):
-        (module.weight * gradient).sum().backward()
-    norm, _ = optimizer.step(0)
+    with Optimizer(module, settings()) as optimizer:
+        for gradient in (1.0, *[2**-9] * 16):
+            (module.weight * gradient).sum().backward()
+        norm, _ = optimizer.step(0)
     assert norm.item() == 1.0 + 2**-5
+
+
+def test_one_optimizer_after_the_other_trains_the_same_bfloat16_weights() -> None:
+    """At a rate of 2^-4 the first step of AdamW is one of 2^-4, in the direction of the gradient's sign."""
+    module = scalar_module(1.0, dtype=torch.bfloat16)
+    for moved in (1.0 + 2**-4, 1.0 + 2**-3):
+        with Optimizer(module, settings(learning_rate=2**-4)) as optimizer:
+            module.weight.sum().neg().backward()
+            norm, _ = optimizer.step(0)
+        assert norm.item() == 1.0
+        assert module.weight.item() == moved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_the_owners_before_and_after_training(dtype: torch.dtype) -> None:
+    module = scalar_module(1.0, dtype=dtype)
+    module.weight.grad = torch.tensor([100.0], dtype=dtype)  # a loop of the owner's, before
+    optimizer = Optimizer(module, settings())
+    with suppress(KeyboardInterrupt), optimizer:
+        (3 * module.weight).sum().backward()
+        norm, _ = optimizer.step(0)
+        assert norm.item() == 3.0
+        raise KeyboardInterrupt
+    (5 * module.weight).sum().backward()  # another, behind a run that was interrupted
+    assert module.weight.grad.tolist() == [5.0]
+    assert optimizer.masters["weight"] is module.weight or optimizer.masters["weight"].grad is None
+
+
+def test_no_step_of_master_weights_without_their_gradients() -> None:
+    module = scalar_module(1.0, dtype=torch.bfloat16)
+    optimizer = Optimizer(module, settings())
+    module.weight.sum().backward()
+    with pytest.raises(RuntimeError, match="only inside `with optimizer:`"):
+        optimizer.step(0)
 
 
 def test_float32_and_float64_weights_are_optimised_in_place() -> None:
@@ -112,9 +147,9 @@ def test_float32_and_float64_weights_are_optimised_in_place() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gradient_that_is_not_finite_updates_nothing(bad: float, dtype: torch.dtype) -> None:
     module = scalar_module(1.0, 2.0, dtype=dtype)
-    optimizer = Optimizer(module, settings())
-    (module.weight * torch.tensor([1.0, bad], dtype=dtype)).sum().backward()
-    norm, _ = optimizer.step(0)
+    with Optimizer(module, settings()) as optimizer:
+        (module.weight * torch.tensor([1.0, bad], dtype=dtype)).sum().backward()
+        norm, _ = optimizer.step(0)
     assert not math.isfinite(norm)
     assert module.weight.tolist() == [1.0, 2.0]
     assert not optimizer.optimizers[0].state
@@ -149,10 +184,11 @@ def test_muon_gets_the_matrices_of_the_layers_and_adamw_the_rest() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(name: str, dtype: torch.dtype) -> None:
     def train(optimizer: Optimizer, module: nn.Module, steps: range) -> None:
-        for step in steps:
-            inputs = torch.randn(4, 6, generator=torch.Generator().manual_seed(step)).to(dtype)
-            (module(inputs) ** 2).sum().backward()
-            optimizer.step(step)
+        with optimizer:
+            for step in steps:
+                inputs = torch.randn(4, 6, generator=torch.Generator().manual_seed(step)).to(dtype)
+                (module(inputs) ** 2).sum().backward()
+                optimizer.step(step)
 
     config = settings(optimizer=name, schedule="cosine", clip_norm=1.0)
     torch.manual_seed(0)

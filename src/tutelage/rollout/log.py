@@ -1,12 +1,14 @@
 """The rollout log: one line per step, append-only, so that a killed run goes on along the very trajectory.
 
 A step whose line is complete is replayed on resumption instead of being written anew. A line torn by a kill fails its
-checksum and is cut off. A line also keeps the seconds its sequences took, which reading them back does not.
+checksum and is cut off; so is, with a warning, all from a line on that is damaged otherwise. A line also keeps the
+seconds its sequences took, which reading them back does not.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import zlib
@@ -97,12 +99,13 @@ class RolloutLog:
             yield step, self.read(step)
 
     def _index(self) -> None:
-        """Finds the steps and cuts off everything from the first torn line on."""
+        """Finds the steps and cuts off everything from the first torn or damaged line on."""
         good = 0
         with self.path.open("rb") as file:
             for line in file:
                 match = _intact(line)
                 if match is None:
+                    self._warn_of_damage(line, behind=sum(1 for _ in file))
                     break
                 step = int(match["step"])
                 self._offsets[step] = good
@@ -111,6 +114,17 @@ class RolloutLog:
                 good += len(line)
         if good < self.path.stat().st_size:
             os.truncate(self.path, good)
+
+    def _warn_of_damage(self, line: bytes, behind: int) -> None:
+        """Says what is cut off where it is more than a kill leaves: one line without its end, the last."""
+        if behind or line.endswith(b"\n"):
+            logging.getLogger(__name__).warning(
+                "%s: line %d is damaged, and is cut off with the %d behind it; of their steps, those before the checkpoint that "
+                "the run goes on from are not written anew",
+                self.path,
+                len(self._offsets) + 1,
+                behind,
+            )
 
 
 def _intact(line: bytes) -> re.Match[bytes] | None:

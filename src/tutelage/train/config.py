@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +20,9 @@ from tutelage.rewards.options import RLConfig
 from tutelage.section import Section
 from tutelage.sources import ReplaySchedule
 from tutelage.teacher.base import parse_signal
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+_Temperature = Annotated[float, Field(ge=0)]
 
 
 class TaskConfig(Section):
@@ -123,7 +126,7 @@ class TrainConfig(Section):
     """muon: Muon on the matrices of the layers, AdamW on the rest."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     """Of AdamW."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """After the warm-up."""
@@ -138,7 +141,7 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints stay."""
     device: str | None = None
-    """cpu, cuda, cuda:1, ...; None: cuda when there is one."""
+    """cpu, cuda, cuda:1, ...; None: cuda when there is one. Models that are given already loaded are moved there."""
 
 
 class EvalConfig(Section):
@@ -150,7 +153,7 @@ class EvalConfig(Section):
     """The split evaluated before the first step and after the last; auto: validation where the task has one."""
     limit: int | None = Field(200, ge=1)
     """Examples evaluated; None: all."""
-    temperatures: tuple[float, ...] = (0.0, 1.0)
+    temperatures: tuple[_Temperature, ...] = (0.0, 1.0)
     """0: greedy; others: sampling."""
     samples_per_prompt: int = Field(1, ge=1)
     """Completions of each prompt at temperatures above 0, before the first step and after the last; several give pass@k and Self-BLEU,
@@ -164,6 +167,13 @@ class EvalConfig(Section):
     that was written, and over the references."""
     marks: int = Field(16, ge=0)
     """Sequences of which every evaluation keeps the teacher's mark on each token, for the report; 0: none."""
+
+    @field_validator("temperatures")
+    @classmethod
+    def _check_temperatures(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
+        if not temperatures:
+            raise UserError("eval.temperatures is empty; give at least one, 0 for greedy decoding")
+        return temperatures
 
 
 class LogConfig(Section):
@@ -210,7 +220,7 @@ class Recipe(Section):
     """step: the paper's one coin for the whole batch; sequence: one coin for each sequence."""
     fixed_data: Literal["dataset", "teacher"] | None = None
     """Where sequences come from that are not the student's; None: the method's."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Keys every random choice."""
     resume: bool = False
     """Go on from the newest checkpoint in `output`; where no run is, one starts."""

@@ -92,6 +92,7 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
     history = History(watch=Stopwatch(parts.student.model.device))
     watch = history.watch
     with (
+        parts.optimizer,
         MetricsWriter(parts.output / "metrics.jsonl", config, config.log.trackers, start_step=first) as writer,
         Progress(config.train.steps, watch, done=first, show=config.log.progress) as progress,
         StopRequest() as stop,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from tutelage.errors import UserError
 from tutelage.models import load, vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.teacher.local import LocalTeacher
@@ -25,10 +26,16 @@ def load_models(
 ) -> tuple[LanguageModel, list[LanguageModel]]:
     """The student and the teachers, each live or loaded, fit for one another; no teachers where the objective needs none.
 
+    All lie on `device`: live ones are moved there, in place.
+
     Raises:
-        UserError: a model cannot be loaded, or a teacher has another vocabulary or family than the student.
+        UserError: a model cannot be loaded or moved, or a teacher has another vocabulary or family than the student.
     """
     show = config.log.progress
+    if student is not None:
+        _place(student, "student", device, show)
+    if teacher is not None and objective.needs_teacher:
+        _place(teacher, "teacher", device, show)
     if teacher is None and (objective.needs_teacher or config.student_model.init == "teacher_layers"):
         assert config.teacher is not None  # methods.resolve has seen to it
         announce(f"loading teacher {config.teacher}", show)
@@ -49,6 +56,27 @@ def load_models(
         check_pair(student, each)
         each.module.eval()  # a live one may come in training mode, and would mark with dropout
     return student, teachers
+
+
+def _place(model: LanguageModel, role: str, device: torch.device, show: bool) -> None:
+    """Moves a live model to the run's device, where it does not lie there already.
+
+    Raises:
+        UserError: it lies elsewhere for good, being quantised or spread over several devices.
+    """
+    device = torch.empty(0, device=device).device  # with its index: "cuda" is the current one
+    found = sorted({str(parameter.device) for parameter in model.module.parameters()})
+    if found == [str(device)]:
+        return
+    quantised = model.config.to_dict().get("quantization_config") is not None
+    if quantised or len(found) > 1:
+        raise UserError(
+            f"the {role} ({model.name}) lies on {' and '.join(found)}, the run is on {device}, and a model that is "
+            f"{'quantised' if quantised else 'spread over several devices'} cannot be moved: load it on {device}, or set "
+            "train.device to where it lies"
+        )
+    announce(f"moving {role} {model.name} from {found[0]} to {device}", show)
+    model.module.to(device)
 
 
 def scorer_of(config: Config, objective: Objective, teachers: Sequence[LanguageModel]) -> LocalTeacher | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tutelage.errors import UserError
 from tutelage.train.config import TrainConfig
@@ -16,8 +18,9 @@ from tutelage.train.config import TrainConfig
 class Optimizer:
     """The update: gradients of all micro-batches are added up in float32, clipped, and applied to float32 weights.
 
-    bfloat16 parameters get float32 master weights. A master's gradient takes each micro-batch's bfloat16 gradient as
-    soon as it is complete, and the parameter is rounded from its master after the step.
+    bfloat16 parameters get float32 master weights. Within `with optimizer:` a master's gradient takes each micro-batch's
+    bfloat16 gradient as soon as it is complete; the parameter is rounded from its master after the step. Behind the
+    context, however it ends, the module is again its owner's alone: no hook is left on it.
 
     Args:
         module: whose trainable parameters are updated.
@@ -28,6 +31,7 @@ class Optimizer:
         self.config = config
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.masters = {name: _master(p) for name, p in self.parameters.items()}
+        self._handles: list[RemovableHandle] = []
         embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
         matrices = {
             name
@@ -35,6 +39,21 @@ class Optimizer:
             if p.ndim == 2 and id(p) not in embeddings and not name.endswith("lm_head.weight")
         }
         self.optimizers = self._build(matrices if config.optimizer == "muon" else set())
+
+    def __enter__(self) -> Self:
+        for name, parameter in self.parameters.items():
+            master = self.masters[name]
+            parameter.grad = master.grad = None  # of its owner's last backward pass: no part of the first step
+            if master is not parameter:
+                self._handles.append(parameter.register_post_accumulate_grad_hook(_hand_over_to(master)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def step(self, step: int, loss: Tensor | None = None) -> tuple[Tensor, float]:
         """Clips, updates and clears the gradients; updates nothing when a gradient or the loss is not finite.
@@ -45,7 +64,12 @@ class Optimizer:
 
         Returns:
             The gradient norm before clipping (a 0-d tensor; NaN or infinite when a gradient is), and the learning rate.
+
+        Raises:
+            RuntimeError: there are master weights, but no context in which gradients could have reached them.
         """
+        if not self._handles and any(self.masters[name] is not p for name, p in self.parameters.items()):
+            raise RuntimeError("gradients reach float32 master weights only inside `with optimizer:`")
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         share = schedule(step, self.config)
@@ -116,15 +140,18 @@ def _master(parameter: nn.Parameter) -> Tensor:
     """The weight that is optimised: the parameter itself, or a float32 copy of one in half precision."""
     if parameter.dtype not in (torch.bfloat16, torch.float16):
         return parameter
-    master = parameter.detach().float().requires_grad_(True)
+    return parameter.detach().float().requires_grad_(True)
 
-    def take(p: Tensor) -> None:
-        if p.grad is not None:
-            master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
-            p.grad = None
 
-    parameter.register_post_accumulate_grad_hook(take)
-    return master
+def _hand_over_to(master: Tensor) -> Callable[[Tensor], None]:
+    """A hook that adds a parameter's gradient to its master's, in float32, and frees it."""
+
+    def hand_over(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
+            parameter.grad = None
+
+    return hand_over
 
 
 def schedule(step: int, config: TrainConfig) -> float:
