@@ -25,7 +25,6 @@ from tables import (
     above,
     difference,
     metric_panel,
-    outcome,
     over_seeds,
     positive,
     shown,
@@ -95,7 +94,7 @@ def on_policy_wins(parts: Mapping[str, Part]) -> Verdict | None:
         1,
         "On-policy beats fixed data",
         "gain over the initial student 2.1 (XSum), 1.7 (WMT14), 1.9 (GSM8K) times that of the baselines",
-        outcome(wins),
+        wins,
         "For each comparison, in at least one decoding and at equal steps: the gain of on-policy GKD (of several divergences the one that "
         "is best on validation in that decoding) is positive, at least 1.5 times (Multi30k: 1.3 times) that of supervised KD and of SeqKD, "
         "and its 95% interval over seeds and examples lies above theirs. Few outputs: supervised KD and SeqKD have those that the student "
@@ -184,7 +183,7 @@ def low_data(parts: Mapping[str, Part]) -> Verdict | None:
         2,
         "With 5% of the inputs and no reference, on-policy GKD beats fixed outputs to all inputs",
         "so on XSum, against supervised KD and ImitKD",
-        outcome(checks),
+        checks,
         "Per task and decoding: the metric minus that of the better of the two, over paired seeds, lies above 0 with its 95% interval. "
         "(Multi30k, whose student was fine-tuned on all pairs, was added after arithmetic had not met it.)",
         (["on the test split [over seeds]", *header[1:]], rows),
@@ -214,7 +213,7 @@ def divergence_depends(parts: Mapping[str, Part]) -> Verdict | None:
         3,
         "The best divergence depends on the task",
         "XSum JSD(0.9), WMT14 JSD(0.1), GSM8K forward KL, instruction tuning reverse KL",
-        outcome([bool(apart[GREEDY]) and best[GREEDY].endswith("forward_kl"), any(differs)]),
+        [bool(apart[GREEDY]) and best[GREEDY].endswith("forward_kl"), any(differs)],
         "On arithmetic, the task nearest to GSM8K, forward KL is best greedily, and surely ahead of at least one other; and on another "
         "task where several divergences were compared, another one is best and surely ahead of this task's. Surely: a 95% interval over "
         "paired seeds above 0, one for each pair, not corrected for their number.",
@@ -262,7 +261,7 @@ def more_student_data(parts: Mapping[str, Part]) -> Verdict | None:
         5,
         "More student data is better",
         "accuracy on GSM8K rises with the student data fraction, from about 25% on",
-        outcome(checks),
+        checks,
         "Per decoding, with few answers for the fixed part and with answers to everything: the least-squares slope of accuracy over the "
         "fraction is positive with its 95% interval over seeds. (Few answers were added after answers to everything had not met it.)",
         (header, rows),
@@ -291,7 +290,7 @@ def self_distillation(parts: Mapping[str, Part]) -> Verdict | None:
         7,
         "A student of its teacher's size passes its teacher",
         "self-distillation on GSM8K: the on-policy student beats its teacher",
-        outcome(checks),
+        checks,
         "Per decoding: accuracy of an on-policy student minus its teacher's has a 95% interval over seeds above 0. (One student of "
         "several is enough; at T = 1 the teacher is sampled once, and the interval leaves that out.)",
         values_table(part, part.methods),
@@ -322,7 +321,7 @@ def cost(parts: Mapping[str, Part]) -> Verdict | None:
         8,
         "Sampling on-policy costs about twice a step on fixed data",
         "1.8 to 2.2 times",
-        outcome([ratio <= 2.2 for ratio in ratios.values()]),
+        [ratio <= 2.2 for ratio in ratios.values()],
         "A step of on-policy GKD takes at most 2.2 times one of supervised KD (means over seeds; runs shared the machine).",
         (["", "seconds a step", "/ supervised KD"], rows),
         "; ".join(f"{name}: {ratio:.2f} times" for name, ratio in ratios.items()) + ".",

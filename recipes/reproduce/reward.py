@@ -14,7 +14,6 @@ from tables import (
     difference,
     metric_panel,
     negative,
-    outcome,
     over_seeds,
     positive,
     shown,
@@ -63,7 +62,7 @@ def reward_and_quality(parts: Mapping[str, Part]) -> Verdict | None:
         6,
         "RL + GKD improves reward and quality together",
         "reward (entailment) rises as alpha falls, ROUGE-2 as it rises; both above the initial student",
-        outcome([bool(winners), positive(rises[1]), positive(trend[1])]),
+        [bool(winners), positive(rises[1]), positive(trend[1])],
         "Some alpha between 0 and 1 surely (95% interval over paired seeds) has a higher reward than both ends and is not surely farther "
         "from the teacher than GKD alone, or it is surely nearer to the teacher than both and has not surely less reward than either; the "
         "best of them surely has a higher reward than GKD alone; and, as published, reward alone ends with more reward than GKD alone. In "

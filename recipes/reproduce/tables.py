@@ -243,7 +243,7 @@ class Verdict:
         claim: its number.
         title: the claim.
         published: what the paper found.
-        outcome: "reproduced", "reproduced in part" or "not reproduced".
+        checks: whether each thing held that the criterion asks for.
         criterion: what had to hold.
         table: header and rows.
         found: what the outcome rests on; several things in several lines.
@@ -254,12 +254,24 @@ class Verdict:
     claim: int
     title: str
     published: str
-    outcome: str
+    checks: Sequence[bool]
     criterion: str
     table: tuple[Sequence[str], Sequence[Sequence[str]]]
     found: str
     parts: tuple[str, ...]
     panels: tuple[Panel, ...]
+
+    def __post_init__(self) -> None:
+        """Raises Incomplete where nothing was checked."""
+        if not self.checks:
+            raise Incomplete("no run to judge it by")
+
+    @property
+    def outcome(self) -> str:
+        """All, some or none of what the claim says."""
+        if all(self.checks):
+            return "reproduced"
+        return "reproduced in part" if any(self.checks) else "not reproduced"
 
     @property
     def anchor(self) -> str:
@@ -270,15 +282,6 @@ class Verdict:
     def figure(self) -> str:
         """The file of its figure, beside the page."""
         return f"claim-{self.claim}.png"
-
-
-def outcome(checks: Sequence[bool]) -> str:
-    """All, some or none of what a claim says. Raises Incomplete where nothing was checked."""
-    if not checks:
-        raise Incomplete("no run to judge it by")
-    if all(checks):
-        return "reproduced"
-    return "reproduced in part" if any(checks) else "not reproduced"
 
 
 def values_table(part: Part, methods: list[str]) -> tuple[list[str], list[list[str]]]:

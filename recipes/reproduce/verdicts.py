@@ -57,9 +57,12 @@ def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, 
         still_open: claims whose tables lack a run, each with what is missing.
         folder: for figures.
     """
-    rows = [[f"[{v.claim}](#{v.anchor})", v.title, f"**{v.outcome}**"] for v in verdicts]
+    rows = [
+        [f"[{v.claim}](#{v.anchor})", v.title, f"**{v.outcome}**", f"{sum(v.checks)} of {len(v.checks)}"]
+        for v in verdicts
+    ]
     missing = sorted(set(range(1, len(JUDGES) + 1)) - {v.claim for v in verdicts} - still_open.keys())
-    sections = [HEAD, markdown(["claim", "", "here"], rows)]
+    sections = [HEAD, markdown(["claim", "", "here", "checks that hold"], rows)]
     if missing:
         sections.append(f"Without tables as yet: claim{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}.")
     sections += [f"Claim {claim} cannot be judged yet: {lack}." for claim, lack in still_open.items()]
