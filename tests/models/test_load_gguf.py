@@ -67,6 +67,9 @@ def test_gguf_file(tmp_path):
     loaded = load.load(str(tmp_path / "exact.gguf"), options, CPU)
     expected = LanguageModel(module, tokenizer(), "x")
     torch.testing.assert_close(logits(loaded), logits(expected), rtol=1e-4, atol=1e-4)
+    outline = load.outline(str(tmp_path / "exact.gguf"), options)
+    for name in ("vocab_size", "eos_ids", "max_positions"):
+        assert getattr(outline, name) == getattr(loaded, name), name
     by_option = load.load(str(tmp_path), options.model_copy(update={"gguf_file": "exact.gguf"}), CPU)
     assert torch.equal(logits(by_option), logits(loaded))
 
