@@ -150,6 +150,9 @@ def test_evaluations_join_the_metrics(make_config: MakeConfig) -> None:
     train(parts_of(config), config, evaluate=lambda done: {"accuracy": float(done)})
     records = read_metrics(config.output / "metrics.jsonl")
     assert [record.get("evaluation") for record in records] == [None, {"accuracy": 2.0}, None, {"accuracy": 4.0}, None]
+    # Each with the step that it followed, the last one's too.
+    evaluated = [record["seconds"].get("evaluate", 0.0) > 0 for record in records]
+    assert evaluated == [False, True, False, True, False]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(make_config: MakeConfig) -> None:

@@ -124,13 +124,13 @@ def train(parts: Parts, config: Config, evaluate: Evaluate | None = None) -> His
                 **{k: v for k, v in record.items() if k != "finite"},
                 **(rewards.record() if rewards is not None else {}),
                 "learning_rate": learning_rate,
-                "seconds": {name: total - counted.get(name, 0.0) for name, total in watch.seconds.items()},
             }
-            counted = dict(watch.seconds)  # an evaluation or checkpoint after this step is in the next record
             done = step + 1
             if evaluate is not None and config.eval.every and done % config.eval.every == 0:
                 with watch.phase("evaluate"):
                     record["evaluation"] = dict(evaluate(done))
+            record["seconds"] = {name: total - counted.get(name, 0.0) for name, total in watch.seconds.items()}
+            counted = dict(watch.seconds)  # a checkpoint after this step is in the next record
             writer.write(record)
             history.records.append(record)
             progress.update(done, record["loss"], record["tokens"], record.get("reward"))
