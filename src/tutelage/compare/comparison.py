@@ -22,15 +22,14 @@ from tutelage.compare.execute import Execute, Failure, Work
 from tutelage.compare.plan import Cell, Choice, Variant
 from tutelage.compare.records import EvaluationProtocol, RunRecord
 from tutelage.compare.summary import FinalRun, Line, Method, Reference
-from tutelage.train.config import Config, TaskConfig
+from tutelage.train.config import TRAINING_KEYS, Config, TaskConfig
 from tutelage.train.methods import resolve
 from tutelage.train.setup import make_writable, pick_device
 
 CORES_A_JOB = 2
 Role = Literal["initial", "teacher"]
 _ROLES: dict[Role, str] = {"initial": "initial student", "teacher": "teacher"}
-# What of a task says how much of the training split a run may see, and nothing of the test.
-_TRAINING_KEYS = {"train_fraction", "train_fraction_seed", "fixed_examples"}
+# Options of tasks that, as TRAINING_KEYS, say how much of the training split a run may see, and nothing of the test.
 _TRAINING_OPTIONS = {"train_size"}
 
 
@@ -252,7 +251,7 @@ def _reference_key(role: Role, config: Config) -> tuple[str, ...]:
 
 def _tested_task(task: TaskConfig) -> dict[str, Any]:
     """The keys of a task that are not at their defaults, without those that shape training alone."""
-    keys = task.model_dump(mode="json", exclude_defaults=True, exclude=_TRAINING_KEYS)
+    keys = task.model_dump(mode="json", exclude_defaults=True, exclude=set(TRAINING_KEYS))
     options = {name: value for name, value in keys.get("options", {}).items() if name not in _TRAINING_OPTIONS}
     return {**keys, "options": options}
 

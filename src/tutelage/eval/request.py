@@ -24,7 +24,7 @@ from tutelage.section import Section
 from tutelage.tasks import Task, load_task
 from tutelage.tasks.base import Split
 from tutelage.tasks.encode import Encoding, encode_split
-from tutelage.train.config import TaskConfig
+from tutelage.train.config import TRAINING_KEYS, TaskConfig
 from tutelage.train.setup import make_writable, pick_device
 from tutelage.types import Prompt
 
@@ -84,7 +84,7 @@ def run(request: EvalRequest, *, console: Console | None = None) -> Evaluation:
             folder cannot be written; before any long work.
     """
     console = console or Console()
-    for name in ("train_fraction", "train_fraction_seed", "fixed_examples"):
+    for name in TRAINING_KEYS:
         value = getattr(request.task, name)
         if value != TaskConfig.model_fields[name].default:
             raise UserError(

@@ -25,6 +25,10 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Temperature = Annotated[float, Field(ge=0)]
 
 
+# Of TaskConfig: how much of the training split a run may see, and nothing of the other splits.
+TRAINING_KEYS = ("train_fraction", "train_fraction_seed", "fixed_examples")
+
+
 class TaskConfig(Section):
     """Which task, and where its data lies. Options a task does not know are errors."""
 
