@@ -16,6 +16,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 # A room may import itself and the rooms before it.
 ROOMS = [
     "errors",
+    "console",
     "types",
     "section",
     "divergences",

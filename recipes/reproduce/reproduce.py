@@ -25,6 +25,7 @@ from rich.console import Console
 from tutelage.compare import compare
 from tutelage.compare.cell import Job
 from tutelage.compare.execute import run_spawned
+from tutelage.console import make_console
 from tutelage.errors import UserError
 from tutelage.run import run as train
 from tutelage.train import config_io
@@ -49,6 +50,7 @@ ARITHMETIC = (
     "self_rates",
     "sizes",
     "later",
+    "later_more",
 )
 MULTI30K = ("multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data")
 # Samples the students of another part.
@@ -58,7 +60,7 @@ PARTS = (*ARITHMETIC, *MULTI30K, *DIVERSITY)
 PROCESSES = 2
 # Run only when named, so that the others end within 90 minutes: for no claim of their own, more methods for a claim, on data that has to be
 # there, or in 200 steps what "fractions_few" does in 350.
-MORE = ("control", "divergences_more", "diversity_more", "low_data_more", "self_more")
+MORE = ("control", "divergences_more", "diversity_more", "later_more", "low_data_more", "self_more")
 ASKED_FOR = ("rates", "self_rates", "fractions", "later", "sizes", *MORE, *MULTI30K, "multi30k_diversity")
 # A part's recipe goes over this one.
 OVER = dict.fromkeys(ARITHMETIC, "arithmetic.base.yaml") | {
@@ -178,7 +180,7 @@ def main() -> int:
     parser.add_argument("--multi30k", type=Path, help="folder of the Multi30k data, for the parts that are named so")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "reproduction")
     options = parser.parse_args()
-    console = Console()
+    console = make_console()
     try:
         for part in options.parts:
             recipe(DIVERSITY.get(part, part), options.multi30k)  # before the other parts' long work

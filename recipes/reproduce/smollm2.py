@@ -18,9 +18,9 @@ from typing import Any
 
 import verdicts
 from reproduce import HERE, keep_tables, once
-from rich.console import Console
 
 from tutelage.compare import compare
+from tutelage.console import make_console
 from tutelage.errors import UserError
 from tutelage.train import config_io
 from tutelage.train.signals import Interrupted
@@ -106,7 +106,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--results", type=Path, default=verdicts.FOLDER)
     options = parser.parse_args()
-    console = Console()
+    console = make_console()
     name = f"smollm2-{options.task}{'-small' if options.small else ''}"
     study = Study(chosen(settings, options.small), options.task, options.model, options.data, options.output / name)
     failed = False

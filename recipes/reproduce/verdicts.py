@@ -149,9 +149,8 @@ def later(part: Part) -> str:
         for m in part.methods
     ]
     table = markdown([f"{part.metric} on the test split", *decodings, "seconds of training"], rows)
-    return (
-        f"## Later methods\n\n{table}\n\nRates: the better of two on validation. Intervals: [later](later/results.md)."
-    )
+    links = ", ".join(f"[{path.name}]({path.name}/results.md)" for path in with_more(part.folder))
+    return f"## Later methods\n\n{table}\n\nRates: the best on validation. Intervals, rates tried: {links}."
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from safetensors import SafetensorError
 
+from tutelage.console import make_console
 from tutelage.errors import UserError
 from tutelage.eval import marks
 from tutelage.eval.evaluate import evaluate
@@ -76,7 +77,7 @@ def run(
         UserError: wrong input (before any long work), a full disk, or a loss that is not finite.
         Interrupted: SIGTERM or Ctrl-C, between steps after a checkpoint; elsewhere SIGTERM, at once.
     """
-    console = console or Console()
+    console = console or make_console()
     notices = Console(stderr=True, soft_wrap=True, highlight=False)
     resuming = config.resume and holds_run(config.output)
     if config.resume and not resuming:

@@ -94,6 +94,18 @@ def test_interval_resamples_prompts_not_samples(make_model, prompts, task) -> No
     assert four.rows[0].self_bleu == pytest.approx(100.0)
 
 
+def test_all_right_or_all_wrong_is_not_certain(model, prompts, task) -> None:
+    texts = greedy_texts(model, prompts, 8)
+    written = [(text.split() or [""])[-1] for text in texts]
+    assert all(written)
+    right = [replace(prompt, example={"word": word}) for prompt, word in zip(prompts, written, strict=True)]
+    wrong = [replace(prompt, example={"word": "absent"}) for prompt in prompts]
+    low, high = (evaluate(model, task, aimed, temperatures=(0.0,)).row("greedy").interval for aimed in (wrong, right))
+    # Wilson 1927 for 0 of 6: z^2 / (6 + z^2).
+    assert (low.low, low.high) == (0.0, pytest.approx(39.033, abs=1e-3))
+    assert (high.low, high.high) == (pytest.approx(60.967, abs=1e-3), 100.0)
+
+
 def test_beam_search_adds_a_row(model, prompts, task) -> None:
     found = evaluate(model, task, prompts, temperatures=(0.0,), num_beams=3, bootstrap=0)
     assert [row.decoding for row in found.rows] == ["greedy", "beam 3"]

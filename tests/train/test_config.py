@@ -66,6 +66,7 @@ def test_several_samples_need_a_temperature_above_0() -> None:
     ("wrong", "message"),
     [
         ({"seed": -1}, "seed: saw -1, needs greater than or equal to 0"),
+        ({"seed": 2**64}, f"seed: saw {2**64}, needs less than {2**64}"),
         ({"train.betas": [0.9, 1]}, "train.betas: saw 1, needs less than 1"),
         ({"train.betas": [-0.1, 0.9]}, "train.betas: saw -0.1, needs greater than or equal to 0"),
         ({"eval.temperatures": [0.5, -1]}, "eval.temperatures: saw -1, needs greater than or equal to 0"),

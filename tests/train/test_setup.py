@@ -143,6 +143,8 @@ def test_devices() -> None:
         assert pick_device(None) == torch.device("cpu")
         with pytest.raises(UserError, match="the device is cuda:0, but torch sees no CUDA device"):
             pick_device("cuda:0")
+    with pytest.raises(UserError, match="the device is gpu, which torch does not know; use cpu, cuda"):
+        pick_device("gpu")
 
 
 def begin(config: Config) -> None:

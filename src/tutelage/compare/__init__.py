@@ -13,6 +13,7 @@ from tutelage.compare.cell import work
 from tutelage.compare.checks import check_tests
 from tutelage.compare.comparison import Comparison, ComparisonResult
 from tutelage.compare.execute import run_here, run_spawned
+from tutelage.console import make_console
 
 __all__ = ["ComparisonResult", "compare"]
 
@@ -45,6 +46,6 @@ def compare(
     """
     checked = config.read(recipe, options)
     execute = run_spawned if in_processes else run_here
-    comparison = Comparison(checked, console or Console(), work, execute)
+    comparison = Comparison(checked, console or make_console(), work, execute)
     check_tests(comparison.possible, comparison.protocol)
     return comparison.run()

@@ -14,7 +14,7 @@ from tutelage.eval.beam import beam_search
 from tutelage.eval.diversity import distinct_n, mean_self_bleu
 from tutelage.eval.results import Completion, Decoding, Evaluation, Row
 from tutelage.eval.signals import TeacherDivergence, reference_rollouts, teacher_divergence
-from tutelage.eval.statistics import Interval, bootstrap_interval, pass_at_k
+from tutelage.eval.statistics import Interval, bootstrap_interval, pass_at_k, wilson_interval
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.native import Force, NativeEngine
@@ -218,7 +218,7 @@ def _mark(
         samples_per_prompt=samples,
         metric=task.metric,
         value=scores.values.get(task.metric),
-        interval=_interval(scores, len(prompts), samples, bootstrap, seed),
+        interval=_interval(scores, task.metric, len(prompts), samples, bootstrap, seed),
         values=dict(scores.values),
         pass_at_k=_pass_at_k(scores, samples) if task.metric in RIGHT_OR_WRONG else {},
         mean_length=fmean(len(rollout.completion_ids) for rollout in rollouts),
@@ -250,11 +250,16 @@ def _mark(
     return row, completions
 
 
-def _interval(scores: Scores, n_prompts: int, samples: int, bootstrap: int, seed: int) -> Interval | None:
+def _interval(scores: Scores, metric: str, n_prompts: int, samples: int, bootstrap: int, seed: int) -> Interval | None:
     """Interval of the headline metric over prompts: samples of one prompt are not independent and stay together."""
     again = scores.resample
     if again is None or bootstrap == 0:
         return None
+    marks = set(scores.per_example or ())
+    if metric in RIGHT_OR_WRONG and marks in ({0.0}, {1.0}):
+        # Resampling examples that are all wrong, or all right, finds no spread, however few they are.
+        ends = wilson_interval(n_prompts * int(marks.pop()), n_prompts)
+        return Interval(100 * ends.low, 100 * ends.high)
 
     def resample(chosen: np.ndarray) -> float:
         return again((chosen[:, None] * samples + np.arange(samples)).ravel().tolist())

@@ -13,6 +13,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tutelage.console import make_console
 from tutelage.errors import UserError
 from tutelage.eval.evaluate import evaluate
 from tutelage.eval.harness import find_harness_tasks, run_harness
@@ -52,7 +53,7 @@ class EvalRequest(Section):
     """Limit of a completion; None: the task's."""
     limit: int | None = Field(None, ge=1)
     """Examples evaluated, of the task and of each harness task; None: all."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**64)
     """Of the samples and of the bootstrap."""
     batch_rows: int = Field(64, ge=1)
     """Rows generated at a time."""
@@ -83,7 +84,7 @@ def run(request: EvalRequest, *, console: Console | None = None) -> Evaluation:
         UserError: the model, the task, its data or a harness task is wrong, the harness is not installed, or the output
             folder cannot be written; before any long work.
     """
-    console = console or Console()
+    console = console or make_console()
     for name in TRAINING_KEYS:
         value = getattr(request.task, name)
         if value != TaskConfig.model_fields[name].default:

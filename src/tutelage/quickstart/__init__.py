@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tutelage.console import make_console
 from tutelage.quickstart import experiment, plot, report
 from tutelage.quickstart.settings import Options, Settings
 from tutelage.report import write_report
@@ -34,7 +35,7 @@ def main(*, output: Path, seed: int = 0, settings: Settings | None = None, conso
         Interrupted: SIGTERM or Ctrl-C; during a training after the step under way and its checkpoint.
     """
     settings = settings or Settings()
-    console = console or Console(highlight=False)
+    console = console or make_console(highlight=False)
     report.print_header(console, settings, output)
     with _going_on_when_called_again():
         outcome = experiment.compare(settings, output, seed, console)

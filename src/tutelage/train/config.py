@@ -224,7 +224,7 @@ class Recipe(Section):
     """step: the paper's one coin for the whole batch; sequence: one coin for each sequence."""
     fixed_data: Literal["dataset", "teacher"] | None = None
     """Where sequences come from that are not the student's; None: the method's."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64)
     """Keys every random choice."""
     resume: bool = False
     """Go on from the newest checkpoint in `output`; where no run is, one starts."""

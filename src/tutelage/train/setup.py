@@ -190,10 +190,14 @@ def connect(
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device asked for, or the GPU when there is one."""
+    """The device asked for, or the GPU when there is one. Raises UserError for one that is not there."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        known = "cpu, cuda, cuda:0, ... or mps"
+        raise UserError(f"the device is {name}, which torch does not know; use {known}, or drop the option") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"the device is {name}, but torch sees no CUDA device; drop the option to use the CPU")
     return device
