@@ -18,4 +18,4 @@ def make_console(**options: Any) -> Console:
         options: of `rich.console.Console`.
     """
     bounded = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(**({} if bounded else {"width": LOG_COLUMNS}), **options)
+    return Console(width=None if bounded else LOG_COLUMNS, **options)

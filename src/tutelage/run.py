@@ -21,7 +21,7 @@ from tutelage.console import make_console
 from tutelage.errors import UserError
 from tutelage.eval import marks
 from tutelage.eval.evaluate import evaluate
-from tutelage.eval.results import Completion, Evaluation, read, save, shortened
+from tutelage.eval.results import Completion, Evaluation, changed_keys, read, save, shortened
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
 from tutelage.report import write_report
@@ -29,7 +29,7 @@ from tutelage.tasks.base import Task
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import loop, metrics
 from tutelage.train.checkpoint import is_disk_full
-from tutelage.train.config import Config, EvalConfig
+from tutelage.train.config import Config
 from tutelage.train.prompts import sampling_of
 from tutelage.train.setup import holds_run, prepare
 from tutelage.train.signals import how_to_go_on, leaving_on_sigterm
@@ -179,11 +179,7 @@ class _Judge:
         if saved is None or not self.parts.held_out:
             return None
         evaluation, about = saved
-        # An earlier version did not write the keys that came later, and did what their defaults say.
-        earlier = {**EvalConfig().model_dump(mode="json"), **about["config"]["eval"]}
-        now = self.config.eval.model_dump(mode="json")
-        keys = ("final", "limit", "temperatures", "samples_per_prompt")
-        changed = [f"eval.{key}" for key in keys if earlier[key] != now[key]]
+        changed = changed_keys(about["config"]["eval"], self.config.eval.model_dump(mode="json"))
         if changed:
             logging.getLogger(__name__).warning(
                 "the evaluation before training had another %s: the closing table leaves it out", ", ".join(changed)

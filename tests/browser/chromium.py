@@ -30,6 +30,11 @@ def find() -> str | None:
     return named or next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
+def may_skip() -> bool:
+    """Whether tests of the browser may be skipped: there is none, and nobody has asked for them (NEEDS_BROWSER, `make test-browser`)."""
+    return find() is None and not os.environ.get("NEEDS_BROWSER")
+
+
 class Browser:
     """One headless page.
 

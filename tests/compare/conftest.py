@@ -18,9 +18,10 @@ from tutelage.compare.cell import RUN_RECORD, TEST_RECORD, Job
 from tutelage.compare.comparison import Comparison, ComparisonResult
 from tutelage.compare.config import ComparisonRecipe, read
 from tutelage.compare.execute import run_here
-from tutelage.compare.records import PHASES, EvaluationProtocol, EvaluationRecord, Point, RunRecord, Score
+from tutelage.compare.records import EvaluationProtocol, EvaluationRecord, Point, RunRecord, Score
 from tutelage.errors import UserError
 from tutelage.train import config_io
+from tutelage.train.metrics import TRAINING_PHASES
 
 BASE: dict[str, Any] = {
     "student": "tiny-student",
@@ -66,7 +67,7 @@ def run_record(
         config={"seed": seed, **config},
         steps=steps,
         tokens=10 * steps,
-        seconds=dict.fromkeys(PHASES, 0.0)
+        seconds=dict.fromkeys(TRAINING_PHASES, 0.0)
         | {"rollout": 0.25 * steps * step_seconds, "update": 0.75 * steps * step_seconds},
         threads=1,
         scores=curve[-1].scores,

@@ -74,6 +74,17 @@ def test_more_seeds_train_only_what_is_new(run_comparison: Run) -> None:
     assert more.trained == more.tested == ["gkd, seed 2", "kd, seed 2"]
 
 
+def test_the_page_names_the_seeds_of_each_method_that_has_others(run_comparison: Run) -> None:
+    methods = [
+        {"name": "gkd", "method": "gkd", "divergences": ["forward_kl"]},
+        {"name": "gkd", "method": "gkd", "divergences": ["jsd(0.5)"], "seeds": [0]},
+        {"name": "kd", "method": "supervised_kd", "seeds": [0, 1]},
+    ]
+    result = run_comparison(Worker(), methods=methods, baseline="kd")
+    page = (result.recipe.output / "results.md").read_text()
+    assert "Seeds: 0, 1; of gkd jsd(0.5): 0. Validation" in page
+
+
 def test_another_way_to_test_trains_nothing(run_comparison: Run) -> None:
     run_comparison(Worker())
     other = Worker()

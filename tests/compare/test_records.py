@@ -15,6 +15,7 @@ from tutelage.errors import UserError
 from tutelage.eval.results import Evaluation, Row
 from tutelage.eval.signals import Estimate, TeacherDivergence
 from tutelage.eval.statistics import Interval
+from tutelage.train.metrics import TRAINING_PHASES
 
 
 def evaluation(value: float) -> Evaluation:
@@ -42,7 +43,7 @@ def test_a_record_from_evaluations_and_metrics(make_recipe: Callable[..., Compar
     record = records.run_record(config, evaluation(10.0), evaluation(20.0), metrics, threads=2)
     assert (record.steps, record.tokens, record.threads) == (3, 60, 2)
     # Evaluations are nobody's training.
-    assert record.seconds == dict.fromkeys(records.PHASES, 0.0) | {"rollout": 2.25, "reward": 0.75, "update": 1.5}
+    assert record.seconds == dict.fromkeys(TRAINING_PHASES, 0.0) | {"rollout": 2.25, "reward": 0.75, "update": 1.5}
     assert record.total_seconds == 4.5
     curve = [(point.step, point.seconds, point.tokens, point.scores[0].value) for point in record.curve]
     assert curve == [(0, 0.0, 0, 10.0), (2, 3.0, 30, 15.0), (3, 4.5, 60, 20.0)]

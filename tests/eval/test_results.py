@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,11 +15,13 @@ from tutelage.eval.results import (
     Evaluation,
     HarnessScore,
     Row,
+    changed_keys,
     metric_name,
     read,
     save,
     shortened,
     show,
+    temperature_of,
     with_interval,
 )
 from tutelage.eval.statistics import Interval
@@ -92,6 +95,65 @@ def test_what_is_saved_is_read_back(evaluation, tmp_path) -> None:
     assert found[1]["config"] == {"seed": 3}
 
 
+@pytest.mark.parametrize("name", ["results.json", "completions.jsonl"])
+def test_a_kill_while_it_is_saved_leaves_what_was_there(name: str, evaluation, tmp_path, monkeypatch) -> None:
+    write = Path.write_text
+
+    def killed(path: Path, text: str, **options) -> int:
+        write(path, text[: len(text) // 2], **options)
+        if name in path.name:
+            raise KeyboardInterrupt
+        return write(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(evaluation, tmp_path, {})
+    assert read(tmp_path) is None
+    monkeypatch.undo()
+    save(evaluation, tmp_path, {"seed": 1})
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(dataclasses.replace(evaluation, model="another", completions=()), tmp_path, {"seed": 2})
+    monkeypatch.undo()
+    found = read(tmp_path)
+    assert found is not None
+    assert (found[0], found[1]["seed"]) == (evaluation, 1)
+
+
+def test_a_kill_between_the_two_files_leaves_no_mixture(evaluation, tmp_path, monkeypatch) -> None:
+    save(evaluation, tmp_path, {})
+
+    def killed(source: Path, target: Path) -> None:
+        if target.name == "results.json":
+            raise KeyboardInterrupt
+        source.rename(target)
+
+    monkeypatch.setattr("tutelage.eval.results.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(dataclasses.replace(evaluation, model="another", completions=()), tmp_path, {})
+    assert read(tmp_path) is None
+    monkeypatch.undo()
+    save(evaluation, tmp_path, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["completions.jsonl", "results.json"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({}, {"final": "auto", "limit": 200, "temperatures": [0.0, 1.0], "samples_per_prompt": 1}, []),
+        ({"final": "test"}, {}, ["eval.final"]),
+        (
+            {"limit": 3, "temperatures": [1.0]},
+            {"limit": None, "temperatures": [0.5]},
+            ["eval.limit", "eval.temperatures"],
+        ),
+        ({"marks": 1, "bootstrap": 0}, {"marks": 2, "bootstrap": 10}, []),
+    ],
+)
+def test_what_keeps_two_evaluations_from_being_compared(one, other, expected) -> None:
+    assert changed_keys(one, other) == changed_keys(other, one) == expected
+
+
 def test_files_of_a_version_without_references_are_read(evaluation, tmp_path) -> None:
     save(evaluation, tmp_path, {})
     path = tmp_path / "completions.jsonl"
@@ -115,6 +177,14 @@ def test_row_by_label(evaluation) -> None:
 )
 def test_labels(decoding: Decoding, label: str, sampled: bool) -> None:
     assert (decoding.label, decoding.is_sampled) == (label, sampled)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "temperature"), [(Decoding(), 0.0), (Decoding(0.7), 0.7), (Decoding(num_beams=4), None)]
+)
+def test_a_label_tells_the_temperature(decoding: Decoding, temperature: float | None) -> None:
+    assert temperature_of(decoding.label) == temperature
+    assert temperature_of("references") is None
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ def row(decoding: str, value: float, self_bleu: float | None = None, metric: str
     )  # fmt: skip
 
 
-def evaluation(rows: Sequence[Row], kl: float, prompt: str = "2 + 3 =", reference: str | None = None) -> Evaluation:
+def evaluation(
+    rows: Sequence[Row], kl: float, prompt: str = "2 + 3 =", reference: str | None = None, task: str = "jsonl"
+) -> Evaluation:
     """These rows, the completions of one example, and the distance from the teacher."""
     estimate = Estimate(kl, Interval(kl - 0.25, kl + 0.25))
     divergence = TeacherDivergence(estimate, Estimate(2 * kl, None), *[estimate] * 4, sequences=4, tokens=12)
@@ -43,7 +45,7 @@ def evaluation(rows: Sequence[Row], kl: float, prompt: str = "2 + 3 =", referenc
         for each in rows
         for sample in range(each.samples_per_prompt)
     )  # fmt: skip
-    return Evaluation("tiny", "sums", tuple(rows), completions, {each.decoding: divergence for each in rows})
+    return Evaluation("tiny", task, tuple(rows), completions, {each.decoding: divergence for each in rows})
 
 
 def save_diverse(run: Path) -> None:
@@ -86,14 +88,22 @@ def write_run(
 ) -> Path:
     """A run of three steps with evaluations and marks before and after."""
     folder.mkdir(parents=True)
-    keys = {"student": "tiny-student", "teacher": "tiny-teacher", "output": str(folder), "seed": 5, **config}
-    config_io.save(config_io.build(keys), folder / "config.yaml")
+    keys = {
+        "student": "tiny-student",
+        "teacher": "tiny-teacher",
+        "output": str(folder),
+        "seed": 5,
+        "train.steps": steps,
+    }
+    built = config_io.build({**keys, **config})
+    config_io.save(built, folder / "config.yaml")
     records = [record(step) for step in range(1, steps + 1)]
     records[1]["evaluation"] = {f"{metric} greedy": 33.0, f"{metric} T=1": 11.0}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
     for when, greedy, sampled, kl in (("before", 20.0, 10.0, 0.75), ("after", 60.5, 30.25, 0.5)):
         rows = (row("greedy", greedy, metric=metric), row("T=1", sampled, metric=metric))
-        save(evaluation(rows, kl, prompt, reference), folder / "evaluation" / when, {})
+        about = {"config": built.model_dump(mode="json")}
+        save(evaluation(rows, kl, prompt, reference, built.task.name), folder / "evaluation" / when, about)
     texts = ("five", " six", "\n", "</s>")
     for step, scale in ((0, 1.0), (steps, 0.5)):
         tokens = [token(text, scale * value) for text, value in zip(texts, (0.02, 0.9, 0.0, 0.3), strict=True)]
@@ -102,11 +112,30 @@ def write_run(
     return folder
 
 
+def reevaluate(run: Path, when: str, rows: Sequence[Row], **settings: Any) -> None:
+    """Evaluates a run anew, with these keys of `eval`."""
+    about = {"config": {"eval": settings}} if settings else {}
+    save(evaluation(rows, 0.5), run / "evaluation" / when, about)
+
+
+def decoded(run: Path, *decodings: str) -> Path:
+    """The run, evaluated in these decodings."""
+    for when, value in (("before", 10.0), ("after", 30.25)):
+        save(evaluation([row(decoding, value) for decoding in decodings], 0.5), run / "evaluation" / when, {})
+    return run
+
+
 def mark_every_step(run: Path, count: int) -> Path:
     """The run with marks at steps 0, 10, 20, ..., `count` of them: one token that differs by a thousandth of the step."""
     for i in range(count):
         marks.save([sequence([token("x", i / 100)])], run, 10 * i)
     (run / "marks" / "step-00000003.jsonl").unlink()
+    return run
+
+
+def without_evaluations(run: Path) -> Path:
+    """The run as one with eval.final=none leaves it."""
+    shutil.rmtree(run / "evaluation")
     return run
 
 

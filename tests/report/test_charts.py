@@ -157,6 +157,38 @@ def test_running_mean() -> None:
     assert running_mean(points, 1) == points
 
 
+def test_a_running_mean_keeps_what_is_small_behind_a_spike() -> None:
+    ys = [1.0, 2.0, 1e30, *(0.1 * i for i in range(200))]
+    smooth = running_mean([Point(i, y) for i, y in enumerate(ys)], 7)
+    expected = [math.fsum(near) / len(near) for near in (ys[max(0, i - 3) : i + 4] for i in range(len(ys)))]
+    assert [p.y for p in smooth] == pytest.approx(expected, rel=1e-12)
+    assert [p.x for p in smooth] == list(range(203))
+
+
+def test_a_running_mean_reads_a_point_once_however_wide_its_window() -> None:
+    reads = 0
+
+    class Counted:
+        x = 0.0
+
+        @property
+        def y(self) -> float:
+            nonlocal reads
+            reads += 1
+            return 2.0
+
+    assert {p.y for p in running_mean([Counted()] * 300, 30)} == {2.0}  # type: ignore[list-item]
+    assert reads == 300
+
+
+def test_points_before_training_say_so_when_pointed_at() -> None:
+    points = (Point(0, 1), Point(1, 3))
+    svg = draw(Series("a", 0, points, hollow=True), Series("a", 0, points))
+    assert [m.findtext("title") for m in of_class(svg, "marker")] == [
+        "a before training, 0: 1", "a before training, 1: 3", "a, 0: 1", "a, 1: 3",
+    ]  # fmt: skip
+
+
 def test_words_for_screen_readers_and_hostile_labels() -> None:
     svg = draw(Series("a<b>&\"'", 2, (Point(0, 0.5), Point(1, 2.25))), Series("old", 3, (Point(0, 1),), hollow=True))
     assert svg.get("role") == "img"

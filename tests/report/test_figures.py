@@ -1,10 +1,11 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.report.conftest import evaluation, mark_every_step, record, row, save_diverse, write_run
+from tests.report.conftest import evaluation, mark_every_step, record, reevaluate, row, save_diverse, write_run
 from tutelage.cli import train_config
 from tutelage.eval.results import Row, save
 from tutelage.report import figures
@@ -116,6 +117,46 @@ def test_every_metric_has_charts_of_its_own(tmp_path: Path, run: Path) -> None:
     assert "xsum before training: first 20, last 10" in rouge.chart
 
 
+def test_tasks_that_share_a_metric_have_charts_of_their_own(tmp_path: Path, run: Path) -> None:
+    other = write_run(tmp_path / "problems", task={"name": "gsm8k"})
+    runs = collect([run, other])
+    found = figures.evaluation_figures(runs)
+    assert headings(found) == [
+        "Accuracy on jsonl, greedy", "Accuracy on jsonl, T=1", "Accuracy on gsm8k, greedy", "Accuracy on gsm8k, T=1",
+    ]  # fmt: skip
+    assert "<desc>accuracy. problems: first 20, last 60.5, lowest 20, highest 60.5.</desc>" in found[2].chart
+    first, second = figures.quality_figures(runs)
+    assert headings([first, second]) == [
+        "Accuracy on jsonl against temperature",
+        "Accuracy on gsm8k against temperature",
+    ]
+    assert "problems" not in first.chart
+    assert "gkd" not in second.chart
+    lines = "".join(json.dumps(record(i, reward=i / 4, task_metrics={"accuracy": 25.0 * i})) + "\n" for i in (1, 2))
+    for folder in (run, other):
+        (folder / "metrics.jsonl").write_text(lines)
+    assert headings(figures.reward_figures(collect([run, other]))) == [
+        "Accuracy on jsonl against the reward", "Accuracy on gsm8k against the reward",
+    ]  # fmt: skip
+
+
+def test_a_figure_that_is_not_finite_is_not_drawn(run: Path) -> None:
+    for when, greedy in (("before", 20.0), ("after", math.nan)):
+        reevaluate(run, when, [row("greedy", greedy), row("T=1", math.nan), row("T=inf", 5.0, math.inf)])
+    runs = collect([run])
+    found = figures.evaluation_figures(runs)
+    assert headings(found) == ["Accuracy, greedy", "Accuracy, T=1", "Accuracy, T=inf"]
+    assert "gkd: first 20, last 33, lowest 20, highest 33" in found[0].chart  # 33: during training
+    assert not any("nan" in figure.chart for figure in found)
+    assert figures.quality_figures(runs) == []
+
+
+def test_a_curve_holds_no_figures_of_other_examples(run: Path) -> None:
+    reevaluate(run, "after", [row("greedy", 60.5)], final="test")
+    (figure,) = figures.evaluation_figures(collect([run]))
+    assert "<desc>accuracy. gkd: first 60.5, last 60.5, lowest 60.5, highest 60.5.</desc>" in figure.chart
+
+
 def test_quality_against_temperature_and_diversity(run: Path) -> None:
     save_diverse(run)
     runs = collect([run])
@@ -169,9 +210,33 @@ def test_time(tmp_path: Path, run: Path) -> None:
     assert "<title>gkd, rollout: 6.0 seconds</title>" in figure.chart
     assert "Reward" not in figure.caption
     assert figures.phase_table(runs) == [
-        ("gkd", {"rollout": "6.0 (50%)", "teacher": "1.5 (12%)", "update": "4.5 (38%)", "all": "12.0"}),
-        ("other", {"rollout": "4.0 (50%)", "teacher": "1.0 (12%)", "update": "3.0 (38%)", "all": "8.0"}),
+        (
+            "gkd",
+            {"rollout": "6.0 (50%)", "teacher": "1.5 (12%)", "update": "4.5 (38%)", "all": "12.0"}
+            | {"training": "12.0", "tokens/s": "25", "seconds a step": "4"},
+        ),
+        (
+            "other",
+            {"rollout": "4.0 (50%)", "teacher": "1.0 (12%)", "update": "3.0 (38%)", "all": "8.0"}
+            | {"training": "8.0", "tokens/s": "25", "seconds a step": "4"},
+        ),
     ]
+
+
+def test_what_training_cost_leaves_evaluations_and_checkpoints_out(run: Path) -> None:
+    seconds = {"rollout": 1.0, "update": 0.5, "evaluate": 8.0, "checkpoint": 2.5}
+    lines = [record(1), record(2, seconds=seconds)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ((_, cells),) = figures.phase_table(collect([run]))
+    assert (cells["evaluate"], cells["all"]) == ("8.0 (50%)", "16.0")
+    # 4 + 1.5 seconds, 2 steps of 100 tokens.
+    assert [cells[name] for name in figures.COSTS] == ["5.5", "36", "2.75"]
+
+
+def test_a_run_that_trained_in_no_time_has_no_speed(run: Path) -> None:
+    (run / "metrics.jsonl").write_text(json.dumps(record(1, seconds={"rollout": 0.0, "evaluate": 2.0})) + "\n")
+    ((_, cells),) = figures.phase_table(collect([run]))
+    assert [cells[name] for name in figures.COSTS] == ["0.0", "–", "0"]
 
 
 def test_the_caption_of_the_time_says_what_its_phases_are(run: Path) -> None:
@@ -182,5 +247,5 @@ def test_the_caption_of_the_time_says_what_its_phases_are(run: Path) -> None:
         "Rollout: the student (or the teacher) writes sequences. Reward: the task, the scorer or the function rewards them. "
         "Importance: they are weighed by what the student of now would have written. Returns: every token gets the divergence of "
         "what follows it. Update: the student's forward and backward pass with the optimiser. Loading, and the evaluations before "
-        "and after training, are not in it."
+        "and after training, are not in it. Training, tokens/s and seconds a step leave evaluate and checkpoint out."
     )

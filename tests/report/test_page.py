@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -6,20 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.conftest import HOSTILE, mark_every_step, record, save_diverse, without_marks, write_run
+from tests.report.conftest import (
+    HOSTILE,
+    decoded,
+    mark_every_step,
+    record,
+    reevaluate,
+    row,
+    save_diverse,
+    without_evaluations,
+    write_run,
+)
 from tutelage.errors import UserError
 from tutelage.report import write_report
 from tutelage.report.collect import collect
 from tutelage.report.page import (
-    Answer,
-    Sample,
-    headings,
     headline,
     marks_note,
     printable,
     render,
     samples,
-    samples_note,
     summary,
 )
 
@@ -60,6 +67,7 @@ def test_every_number_of_the_summary_comes_from_the_folder(tmp_path: Path) -> No
         "teacher signal": ("topk(64)", ""),
         "student data": ("100%", ""),
         "seed": ("5", ""),
+        "evaluated on": ("validation, 4 examples", ""),
         "accuracy (greedy)": ("60.5 [59.5, 61.5]", "20.0 [19.0, 21.0]"),
         "accuracy (T=1)": ("30.2 [29.2, 31.2]", "10.0 [9.0, 11.0]"),
         "forward KL (T=1)": ("0.500 [0.250, 0.750]", "0.750 [0.500, 1.000]"),
@@ -83,9 +91,7 @@ def test_every_number_of_the_summary_comes_from_the_folder(tmp_path: Path) -> No
 
 
 def test_what_a_run_lacks_is_a_dash_or_no_column(tmp_path: Path, run: Path) -> None:
-    bare = write_run(tmp_path / "bare")
-    for path in bare.rglob("results.json"):
-        path.unlink()
+    bare = without_evaluations(write_run(tmp_path / "bare"))
     (only,) = table(bare)
     assert not [name for name in only if "accuracy" in name or "KL" in name]
     _, beside = table(run, bare)
@@ -137,79 +143,91 @@ def test_headline(run: Path) -> None:
     assert headline(collect([run])[0]) == expected
 
 
-def test_samples_beside_reference_and_teacher(run: Path) -> None:
-    (sample,) = samples(collect([run]), "greedy")
-    assert (sample.prompt_id, sample.prompt) == (7, "2 + 3 =")
-    assert sample.answers == [
-        Answer("reference", "reference 5"),
-        Answer("teacher", "teacher 5"),
-        Answer("before", "greedy says 20.0", "wrong"),
-        Answer("after", "greedy says 60.5", "right"),
-    ]
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [("after", "was 20.0 [19.0, 21.0] before training"), ("before", "is 60.5 [59.5, 61.5] after training")],
+)
+def test_one_evaluation_is_told_by_itself_and_the_steps_that_are_left(missing: str, told: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "gkd", **{"train.steps": 1200})
+    (run / "evaluation" / missing / "results.json").unlink()
+    assert headline(collect([run])[0]) == f"3 of 1,200 steps on 300 tokens; Accuracy (greedy) {told}."
+    assert table(run)[0]["steps"] == ("3 of 1,200", "")
 
 
-def test_several_samples_of_a_prompt_make_one_card_with_the_first(run: Path) -> None:
-    save_diverse(run)
-    (sample,) = samples(collect([run]), "T=1")
-    assert [answer.text for answer in sample.students] == ["T=1 says 10.0", "T=1 says 30.25"]
-
-
-def test_examples_of_different_data_have_cards_of_their_own(tmp_path: Path, run: Path) -> None:
-    other = write_run(tmp_path / "xsum", prompt="Summarise: ...", reference="a summary", metric="rouge2")
-    runs = collect([run, write_run(tmp_path / "gkd-2"), other])
-    cards = samples(runs, "greedy")
-    assert [(card.prompt_id, card.prompt, card.reference) for card in cards] == [
-        (7, "2 + 3 =", "reference 5"), (7, "Summarise: ...", "a summary"),
-    ]  # fmt: skip
-    assert [[answer.writer for answer in card.students] for card in cards] == [
-        ["gkd, before", "gkd, after", "gkd-2, before", "gkd-2, after"], ["xsum, before", "xsum, after"],
-    ]  # fmt: skip
-    assert cards[1].teachers == [Answer("teacher", "teacher 5")]
-    assert [answer.mark for answer in cards[1].students] == ["0.00", "1.00"]
-    assert headings(cards) == ["Example 7 of gkd; gkd-2", "Example 7 of xsum"]
-    assert samples_note(cards, "greedy").startswith("The first held-out examples of each run, greedy decoding, beside")
-    page = render(runs)
-    assert re.findall(r"<h3>(Example.*?)</h3>", page) == headings(cards)
-
-
-def test_a_card_names_few_runs_and_counts_many() -> None:
-    many, one = Sample(7, "2 + 3 =", None, [], [], ["a", "b", "c", "d", "e"]), Sample(7, "3 + 3 =", None, [], [], ["f"])
-    assert headings([many, one]) == ["Example 7 of a and 4 more runs", "Example 7 of f"]
-    assert headings([many, Sample(8, "3 + 3 =", None, [], [], ["f"])]) == ["Example 7", "Example 8"]
-
-
-def test_a_run_without_marks_shows_its_reference_and_the_note_says_no_more(tmp_path: Path) -> None:
-    run = without_marks(write_run(tmp_path / "sft", method="sft", teacher=None))
-    runs = collect([run])
-    (sample,) = samples(runs, "greedy")
-    assert sample.answers[0] == Answer("reference", "reference 5")
-    assert [answer.writer for answer in sample.answers] == ["reference", "before", "after"]
-    note = "The first held-out example, greedy decoding, beside the reference."
-    assert samples_note([sample], "greedy") == note
-    assert note in render(runs)
-
-
-def test_the_note_says_what_all_cards_or_some_have() -> None:
-    teacher = [Answer("teacher", "5")]
-    whole, bare = Sample(0, "2 + 3 =", "5", teacher, [], []), Sample(1, "3 + 3 =", None, [], [], [])
-    first = "The first 2 held-out examples, T=1 decoding"
-    assert samples_note([bare, replace(bare, prompt_id=2)], "T=1") == f"{first}."
-    both = [whole, replace(whole, prompt_id=1)]
-    assert samples_note(both, "T=1") == f"{first}, beside the reference and the teacher’s own answer."
-    partly = Sample(1, "3 + 3 =", "6", [], [], [])
-    assert samples_note([whole, partly], "T=1") == (
-        f"{first}, beside the reference and the teacher’s own answer where it was kept."
+def test_the_headline_says_why_an_evaluation_is_left_out(run: Path) -> None:
+    reevaluate(run, "after", [row("greedy", 60.5)], final="test", limit=3)
+    assert headline(collect([run])[0]) == (
+        "3 steps on 300 tokens; Accuracy (greedy) is 60.5 [59.5, 61.5] after training; the evaluation before training had another "
+        "eval.final, eval.limit and is left out."
     )
+    (only,) = table(run)
+    assert (only["evaluated on"], only["accuracy (greedy)"]) == (("test, 4 examples", ""), ("60.5 [59.5, 61.5]", ""))
+    assert [answer.writer for answer in samples(collect([run]))[0].students] == ["after"]
 
 
-def test_teachers_that_differ_are_told_apart(run: Path, tmp_path: Path) -> None:
-    other = write_run(tmp_path / "other")
-    for path in (other / "marks").iterdir():
-        path.write_text(path.read_text().replace("teacher 5", "teacher V"))
-    (sample,) = samples(collect([run, other]), "greedy")
-    assert sample.teachers == [Answer("gkd, teacher", "teacher 5"), Answer("other, teacher", "teacher V")]
-    (same,) = samples(collect([run, write_run(tmp_path / "same")]), "greedy")
-    assert same.teachers == [Answer("teacher", "teacher 5")]
+def test_a_task_without_a_metric_has_samples_and_no_column(run: Path) -> None:
+    bare = replace(row("greedy", 0.0, metric="none"), value=None, interval=None, values={})
+    for when in ("before", "after"):
+        reevaluate(run, when, [bare])
+    (only,) = table(run)
+    assert [name for name in only if "none" in name] == []
+    runs = collect([run])
+    assert headline(runs[0]) == "3 steps on 300 tokens; evaluated, but without a metric's value to compare."
+    assert [answer.text for answer in samples(runs)[0].students] == ["greedy says None"] * 2
+
+
+def test_a_metric_that_is_not_finite_is_a_dash(run: Path) -> None:
+    reevaluate(run, "after", [row("greedy", math.nan), row("T=1", 30.25)])
+    (only,) = table(run)
+    assert (only["accuracy (greedy)"], only["accuracy (T=1)"]) == (
+        ("–", "20.0 [19.0, 21.0]"), ("30.2 [29.2, 31.2]", "10.0 [9.0, 11.0]"),
+    )  # fmt: skip
+    runs = collect([run])
+    assert headline(runs[0]).startswith("Accuracy (T=1) went from 10.0")
+    assert 'id="summary"' in render(runs)
+
+
+def test_seconds_are_of_training_and_the_rest_is_in_the_section_of_time(run: Path) -> None:
+    seconds = {"rollout": 1.0, "update": 1.0, "evaluate": 90.0, "checkpoint": 8.0}
+    (run / "metrics.jsonl").write_text(json.dumps(record(1, seconds=seconds)) + "\n")
+    (only,) = table(run)
+    assert only["seconds"] == ("2.0", "")
+    match = re.search(r'<section id="time".*?</section>', render(collect([run])), re.DOTALL)
+    assert match is not None
+    assert re.findall(r"<th[^>]*>(?:<span[^>]*></span>)?([^<]*)</th>", match[0])[:8] == [
+        "seconds", "rollout", "update", "evaluate", "checkpoint", "all", "training", "tokens/s",
+    ]  # fmt: skip
+    assert re.findall(r"<td>(.*?)</td>", match[0]) == [
+        "1.0 (1%)", "1.0 (1%)", "90.0 (90%)", "8.0 (8%)", "100.0", "2.0", "50", "2",
+    ]  # fmt: skip
+
+
+def test_tasks_that_share_a_metric_have_columns_of_their_own(tmp_path: Path, run: Path) -> None:
+    few, many = (
+        write_run(tmp_path / name, task={"name": "arithmetic", "options": {"max_steps": steps}})
+        for name, steps in (("few", 2), ("many", 5))
+    )
+    sums, short, long = table(run, few, many)
+    assert [each["task"][0] for each in (sums, short, long)] == [
+        "jsonl", "arithmetic, max_steps=2", "arithmetic, max_steps=5",
+    ]  # fmt: skip
+    column = "accuracy (greedy) on arithmetic, max_steps=5"
+    assert [each[column][0] for each in (sums, short, long)] == ["–", "–", "60.5 [59.5, 61.5]"]
+    assert sums["accuracy (greedy) on jsonl"][0] == "60.5 [59.5, 61.5]"
+    assert "accuracy (greedy)" not in sums
+
+
+def test_the_distance_is_shown_on_what_each_run_wrote_nearest_to_temperature_one(tmp_path: Path, run: Path) -> None:
+    greedy = decoded(write_run(tmp_path / "greedy"), "greedy")
+    warm = decoded(write_run(tmp_path / "warm"), "greedy", "T=0.7", "T=2")
+    both, cold, other = table(run, greedy, warm)
+    assert [name for name in both if name.startswith("forward KL")] == [
+        "forward KL (T=1)", "forward KL (greedy)", "forward KL (T=0.7)",
+    ]  # fmt: skip
+    measured = ("0.500 [0.250, 0.750]", "0.500 [0.250, 0.750]")
+    assert (cold["forward KL (T=1)"], cold["forward KL (greedy)"]) == (("–", ""), measured)
+    assert (other["forward KL (greedy)"], other["forward KL (T=0.7)"]) == (measured, measured)
+    assert both["forward KL (greedy)"] == ("0.500 [0.250, 0.750]", "0.750 [0.500, 1.000]")
 
 
 def test_the_page_says_which_marked_steps_it_leaves_out(tmp_path: Path, run: Path) -> None:
@@ -221,6 +239,25 @@ def test_the_page_says_which_marked_steps_it_leaves_out(tmp_path: Path, run: Pat
         "(gkd: 12 of 101). The folder of a run holds all of them."
     )
     assert f'<p class="note">{marks_note(runs)}</p>' in render(runs)
+    assert marks_note(runs, 3) == (
+        "No more than 12 marked steps of a run are on this page, evenly spaced, the first and the last among them "
+        "(gkd: 12 of 101). Of a step, the first 3 sequences. The folder of a run holds all of them."
+    )
+    assert marks_note(runs[1:], 1) == "Of a marked step, the first sequence. The folder of a run holds all of them."
+
+
+def test_a_page_of_many_runs_holds_fewer_marks_of_each(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tutelage.report.collect.MARKED_TOKENS", 8)  # of 32: two sequences of four tokens, twice a run
+    page = render(collect([run, write_run(tmp_path / "other")]))
+    assert "Of a marked step, the first sequence. The folder of a run holds all of them." in page
+    match = re.search(r'<script type="application/json" id="marks-data">(.*?)</script>', page, re.DOTALL)
+    assert match is not None
+    data = json.loads(match[1])
+    found = [[(step["step"], len(step["sequences"])) for step in each["steps"]] for each in data["runs"]]
+    assert found == [[(0, 1), (3, 1)]] * 2
+    assert [answer.writer for answer in samples(collect([run]))[0].answers][:2] == ["reference", "teacher"]
 
 
 def test_the_title_names_few_runs_and_counts_many(tmp_path: Path) -> None:
@@ -267,7 +304,7 @@ def test_a_run_that_only_began_has_a_page(run: Path) -> None:
         path.unlink()
     tags = Tags(render(collect([run])))
     assert (tags.count("script"), tags.count("svg"), tags.count("article")) == (0, 0, 0)
-    assert "0 steps on 0 tokens; no evaluation before and after training to compare." in tags.text
+    assert "0 of 3 steps on 0 tokens; no evaluation before and after training to compare." in tags.text
 
 
 def test_the_file_is_written_and_its_folder_made(run: Path, tmp_path: Path) -> None:

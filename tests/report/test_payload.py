@@ -1,11 +1,13 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.report.conftest import HOSTILE, mark_every_step, sequence, token, write_run
 from tutelage.eval import marks
+from tutelage.eval.marks import Choice, TokenMark
 from tutelage.report.collect import collect
 from tutelage.report.payload import payload, thresholds, to_script
 
@@ -28,6 +30,30 @@ def test_marks_of_every_step_with_texts_once(run: Path) -> None:
     assert found["steps"][1]["sequences"][1]["reference"] is None
     assert first["mean"] == 0.1525
     assert set(data["scales"]) == {"jsd(0.5)", "forward KL", "reverse KL"}
+
+
+def test_tokens_that_decode_alike_stay_apart(run: Path) -> None:
+    byte = "\ufffd"
+    top = (Choice(byte, 0.5, 228), Choice(byte, 0.25, 189), Choice(" a", 0.125, 7))
+    marks.save([sequence([TokenMark(byte, 0.5, 1.0, 1.5, 0.25, 0.25, top, top, id=189)])], run, 9)
+    data = payload(collect([run]))
+    text, _, _, student, _, teacher, _ = data["runs"][0]["steps"][2]["sequences"][0]["tokens"][0]
+    assert [data["texts"][i] for i in student] == [byte, byte, " a"]
+    assert [i == text for i in student] == [False, True, False]
+    assert teacher == student
+    assert data["ids"] == {str(student[0]): 228, str(student[1]): 189}
+
+
+def test_what_the_task_inserted_is_marked_and_shapes_no_scale(run: Path) -> None:
+    tokens = [token("x", 0.5), replace(token("y", 100.0), forced=True)]
+    marks.save([replace(sequence(tokens), completion="xy")] * 9, run, 9)
+    data = payload(collect([run]))
+    first = data["runs"][0]["steps"][2]["sequences"][0]
+    assert [each[7:] for each in first["tokens"]] == [[], [1]]
+    assert data["texts"][first["completion"]] == "xy"
+    assert first["mean"] == 0.5
+    assert max(data["scales"]["jsd(0.5)"]) < 1
+    assert data["runs"][0]["steps"][0]["sequences"][0]["completion"] is None
 
 
 def test_a_page_of_a_long_run_holds_twelve_steps(run: Path) -> None:

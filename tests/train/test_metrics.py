@@ -238,7 +238,7 @@ def test_closing_table() -> None:
         ["agreement with the teacher", "50.0%", "87.5%"],
         ["accuracy, greedy", "10.0 [8.0, 12.0]", "-"],
         ["tokens", "12,000", ""],
-        ["tokens/s", "1,500", ""],
+        ["tokens/s of training", "1,500", ""],
         ["seconds, rollout", "6.0", "75%"],
         ["seconds, update", "2.0", "25%"],
     ]

@@ -14,9 +14,7 @@ from tutelage.eval.results import Evaluation
 from tutelage.eval.signals import Estimate
 from tutelage.section import Section
 from tutelage.train.config import Config
-
-# The work of a training step; evaluations and checkpoints belong to no method.
-PHASES = ("rollout", "reward", "importance", "returns", "teacher", "update")
+from tutelage.train.metrics import TRAINING_PHASES
 
 SomeSection = TypeVar("SomeSection", bound=Section)
 
@@ -50,7 +48,7 @@ class Point(_Kept):
 
     Attributes:
         step: optimiser steps done.
-        seconds: spent in training steps until then, all `PHASES` together.
+        seconds: spent in training steps until then, all `TRAINING_PHASES` together.
         tokens: completion tokens trained on until then.
         scores: of the headline metric.
     """
@@ -68,7 +66,7 @@ class RunRecord(_Kept):
         config: resolved.
         steps: optimiser steps.
         tokens: completion tokens trained on.
-        seconds: by phase, each of `PHASES`; evaluations and checkpoints left out.
+        seconds: by phase, each of `TRAINING_PHASES`; evaluations and checkpoints left out.
         threads: of its process.
         scores: on validation, after the last step.
         curve: on validation, from step 0 to the last; headline metric only.
@@ -86,8 +84,8 @@ class RunRecord(_Kept):
     @classmethod
     def _every_phase(cls, seconds: dict[str, float]) -> dict[str, float]:
         # A version that knew fewer phases left their work out of its seconds, which cannot be compared with these.
-        if seconds.keys() != set(PHASES):
-            raise ValueError(f"needs the seconds of {', '.join(PHASES)}; has those of {', '.join(seconds)}")
+        if seconds.keys() != set(TRAINING_PHASES):
+            raise ValueError(f"needs the seconds of {', '.join(TRAINING_PHASES)}; has those of {', '.join(seconds)}")
         return seconds
 
     @property
@@ -181,11 +179,11 @@ def run_record(
 ) -> RunRecord:
     """The record of a run from its evaluations and the records of its metrics file."""
     curve = [] if before is None else [Point(step=0, seconds=0.0, tokens=0, scores=_headlines(before))]
-    seconds = dict.fromkeys(PHASES, 0.0)
+    seconds = dict.fromkeys(TRAINING_PHASES, 0.0)
     tokens = 0
     for line in metrics:
         tokens += line["tokens"]
-        for phase in PHASES:
+        for phase in TRAINING_PHASES:
             seconds[phase] += line["seconds"].get(phase, 0.0)
         spent = sum(seconds.values())
         if line is metrics[-1]:

@@ -15,14 +15,15 @@ from rich.table import Table
 
 from tutelage.compare.intervals import Estimate
 from tutelage.compare.plan import Cell, Choice, value_of
-from tutelage.compare.records import PHASES, RunRecord, Score
+from tutelage.compare.records import RunRecord, Score
 from tutelage.compare.summary import FinalRun, Line, Reference
 from tutelage.eval.results import with_interval
 from tutelage.eval.statistics import Interval
+from tutelage.train.metrics import TRAINING_PHASES
 
 COLUMNS = (
     "method", "label", "phase", "searched", "seed", "split", "step", "decoding", "metric", "headline", "value", "low", "high",
-    "steps", "tokens", "seconds", *(f"seconds_{phase}" for phase in PHASES), "threads", "run",
+    "steps", "tokens", "seconds", *(f"seconds_{phase}" for phase in TRAINING_PHASES), "threads", "run",
 )  # fmt: skip
 PAGE_ONLY = ("grid", "seeds", "steps", "tokens")
 
@@ -83,7 +84,7 @@ def final_rows(run: FinalRun, label: str, searched: bool, keys: Sequence[str]) -
 def curve_rows(run: FinalRun, label: str, keys: Sequence[str]) -> list[dict[str, Any]]:
     """The tidy rows of a run's evaluations on validation; `tokens` and `seconds` are those until then."""
     about = _about(run.variant, label, run.record, run.cell, keys)
-    for phase in PHASES:
+    for phase in TRAINING_PHASES:
         del about[f"seconds_{phase}"]
     return [
         {**about, "step": point.step, "tokens": point.tokens, "seconds": point.seconds, **_score(score)}
@@ -111,7 +112,7 @@ def _about(method: str, label: str, record: RunRecord, run: str, keys: Sequence[
         "steps": record.steps,
         "tokens": record.tokens,
         "seconds": record.total_seconds,
-        **{f"seconds_{phase}": record.seconds[phase] for phase in PHASES},
+        **{f"seconds_{phase}": record.seconds[phase] for phase in TRAINING_PHASES},
         "threads": record.threads,
         "run": run,
         **{key: value_of(record.config, key) for key in keys},

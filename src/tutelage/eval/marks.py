@@ -24,7 +24,7 @@ from tutelage.fused.base import shared_rows
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.modes import without_dropout
 from tutelage.rollout.base import Sampling
-from tutelage.rollout.native import NativeEngine
+from tutelage.rollout.native import Force, NativeEngine
 from tutelage.tasks.base import Task, cut
 from tutelage.teacher.base import TeacherModel
 from tutelage.teacher.local import LocalTeacher
@@ -44,10 +44,12 @@ class Choice(NamedTuple):
     Attributes:
         text: the token as it would stand there, leading space included.
         probability: the model's.
+        id: the token: several may decode alike, bytes above all; None in files of earlier versions.
     """
 
     text: str
     probability: float
+    id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class TokenMark:
         forward_kl, reverse_kl: KL(teacher||student) and KL(student||teacher).
         student_probability, teacher_probability: each model's, of this token.
         student, teacher: each model's most probable tokens, most probable first.
+        id: the token; None in files of earlier versions.
+        forced: the task inserted it (a calculator's result, the end behind a stop text): nobody chose it, no mean counts it.
     """
 
     text: str
@@ -71,6 +75,8 @@ class TokenMark:
     teacher_probability: float
     student: tuple[Choice, ...]
     teacher: tuple[Choice, ...]
+    id: int | None = None
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class MarkedSequence:
         reference: the ground-truth completion; None where the data has none.
         teacher: what the teacher writes for the same prompt, greedily; None where it was not asked.
         tokens: the completion, end-of-sequence included.
+        completion: its text, special tokens left out; None in files of earlier versions.
     """
 
     prompt_id: int
@@ -97,6 +104,7 @@ class MarkedSequence:
     reference: str | None
     teacher: str | None
     tokens: tuple[TokenMark, ...]
+    completion: str | None = None
 
 
 class Marker:
@@ -146,11 +154,15 @@ class Marker:
         """One sequence per prompt, in order, written and marked with the student's current weights."""
         if self._teacher_texts is None:  # the teacher never changes: asked once
             self._teacher_texts = self._texts_of(self._teacher) if isinstance(self._teacher, LanguageModel) else {}
+        force = forced_tokens(self._student, self._generation)
+        kept = cache(force) if force is not None else None  # asked again below, by `_forced`
+        rollouts = self._write(self._student, self._sampling, "student", kept)
         return mark_rollouts(
             self._student,
             self._teacher,
-            self._write(self._student, self._sampling, "student"),
+            rollouts,
             self._divergence,
+            forced=[_forced(rollout.completion_ids, kept) for rollout in rollouts],
             prompts=self._prompts,
             teacher_texts=self._teacher_texts,
             temperature=self._loss_temperature,
@@ -159,17 +171,31 @@ class Marker:
 
     def _texts_of(self, teacher: LanguageModel) -> dict[int, str]:
         """Prompt id -> the teacher's greedy completion."""
-        greedy = self._write(teacher, Sampling(self._sampling.max_new_tokens, 0.0), "teacher")
+        sampling = Sampling(self._sampling.max_new_tokens, 0.0)
+        greedy = self._write(teacher, sampling, "teacher", forced_tokens(teacher, self._generation))
         decode = teacher.tokenizer.decode
         return {
             rollout.prompt_id: cut(decode(rollout.completion_ids, skip_special_tokens=True), self._generation.stop)
             for rollout in greedy
         }
 
-    def _write(self, model: LanguageModel, sampling: Sampling, source: SourceName) -> list[Rollout]:
-        engine = NativeEngine(model, self._batch_rows, force=forced_tokens(model, self._generation))
+    def _write(
+        self, model: LanguageModel, sampling: Sampling, source: SourceName, force: Force | None
+    ) -> list[Rollout]:
+        engine = NativeEngine(model, self._batch_rows, force=force)
         samples = [0] * len(self._prompts)
         return engine.generate(self._prompts, sampling, samples=samples, seed=self._seed, source=source)
+
+
+def _forced(completion_ids: tuple[int, ...], force: Force | None) -> frozenset[int]:
+    """Positions of the tokens `force` inserted: the engine asks it behind every token but those it still has to insert."""
+    positions: set[int] = set()
+    end = 1  # the first token is the writer's
+    while force is not None and end < len(completion_ids):
+        inserted = len(force(completion_ids[:end]) or ())
+        positions.update(range(end, min(end + inserted, len(completion_ids))))
+        end += inserted or 1
+    return frozenset(positions)
 
 
 @torch.no_grad()
@@ -179,6 +205,7 @@ def mark_rollouts(
     rollouts: Sequence[Rollout],
     divergence: Divergence | str,
     *,
+    forced: Sequence[frozenset[int]] | None = None,
     prompts: Sequence[Prompt] = (),
     teacher_texts: Mapping[int, str] | None = None,
     temperature: float = 1.0,
@@ -192,6 +219,7 @@ def mark_rollouts(
         student, teacher: of one family, over the same vocabulary (`models.vocabulary.agree`).
         rollouts: the sequences, in the order of the result.
         divergence: the run's, or its spelling.
+        forced: of each rollout, the positions of tokens that its writer did not choose; None: it chose all.
         prompts: those of the rollouts, for their references; a rollout whose prompt is missing gets none.
         teacher_texts: the teacher's own completions by prompt id.
         temperature: divides both models' logits.
@@ -204,20 +232,18 @@ def mark_rollouts(
         ValueError: a measure is not a number.
     """
     divergence, teacher_texts = parse(divergence), teacher_texts or {}
-    decode = student.tokenizer.decode
-    references = {
-        prompt.id: decode(prompt.reference_ids, skip_special_tokens=True)
-        for prompt in prompts
-        if prompt.reference_ids is not None
-    }
-    token_text = _token_texts(student.tokenizer)
-    marks: dict[int, tuple[TokenMark, ...]] = {}  # by the rollout's identity: micro-batches come sorted by length
+    decode, token_text = student.tokenizer.decode, _token_texts(student.tokenizer)
+    references = _references(prompts, decode)
+    # By the rollout's identity: micro-batches come sorted by length.
+    inserted = {id(rollout): positions for rollout, positions in zip(rollouts, forced or (), strict=forced is not None)}
+    marks: dict[int, tuple[TokenMark, ...]] = {}
     scorer = LocalTeacher(teacher, temperature=temperature, own_temperature=teacher_temperature)
     with without_dropout(student.module, teacher.module):
         for micro in micro_batches(rollouts, token_weights(rollouts, "token"), student, token_budget):
             lines = iter(_measure(student, scorer, micro, divergence, temperature, budget_bytes))
             for rollout in micro.rollouts:
-                marks[id(rollout)] = tuple(_token_marks(rollout, student, lines, token_text))
+                positions = inserted.get(id(rollout), frozenset())
+                marks[id(rollout)] = tuple(_token_marks(rollout, student, lines, token_text, positions))
     return [
         MarkedSequence(
             prompt_id=rollout.prompt_id,
@@ -229,9 +255,15 @@ def mark_rollouts(
             reference=references.get(rollout.prompt_id),
             teacher=teacher_texts.get(rollout.prompt_id),
             tokens=marks[id(rollout)],
+            completion=decode(rollout.completion_ids, skip_special_tokens=True),
         )
         for rollout in rollouts
     ]
+
+
+def _references(prompts: Sequence[Prompt], decode: Callable[..., str]) -> dict[int, str]:
+    found = {prompt.id: prompt.reference_ids for prompt in prompts}
+    return {number: decode(ids, skip_special_tokens=True) for number, ids in found.items() if ids is not None}
 
 
 class _Line(NamedTuple):
@@ -291,15 +323,18 @@ def _short(value: float) -> float:
 
 
 def _token_marks(
-    rollout: Rollout, model: LanguageModel, lines: Iterator[_Line], token_text: TokenText
+    rollout: Rollout, model: LanguageModel, lines: Iterator[_Line], token_text: TokenText, forced: frozenset[int]
 ) -> Iterator[TokenMark]:
     before = model.decoder_start_ids[-1] if model.is_encoder_decoder else rollout.prompt_ids[-1]
-    for token in rollout.completion_ids:
+    for position, token in enumerate(rollout.completion_ids):
         line = next(lines)
         student, teacher = (
-            tuple(Choice(token_text(before, choice), p) for choice, p in top) for top in (line.student, line.teacher)
+            tuple(Choice(token_text(before, choice), p, choice) for choice, p in top)
+            for top in (line.student, line.teacher)
         )
-        yield TokenMark(token_text(before, token), *line[:5], student=student, teacher=teacher)
+        yield TokenMark(
+            token_text(before, token), *line[:5], student=student, teacher=teacher, id=token, forced=position in forced
+        )
         before = token
 
 
@@ -311,9 +346,10 @@ def _token_texts(tokenizer: Any) -> TokenText:
         return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def text(before: int, token: int) -> str:
-        together, alone = decode(before, token), decode(before)
-        # Not so where the two tokens are the bytes of one character.
-        return together[len(alone) :] if together.startswith(alone) else decode(token)
+        together, alone, own = decode(before, token), decode(before), decode(token)
+        # Bytes of one character decode together to the character, or, while it is incomplete, to a single U+FFFD.
+        bytes_of_one = alone.endswith("\ufffd") and own.startswith("\ufffd")
+        return together[len(alone) :] if together.startswith(alone) and not bytes_of_one else own
 
     return text
 
@@ -351,5 +387,6 @@ def read_all(run: Path) -> dict[int, list[MarkedSequence]]:
 
 
 def mean_divergence(sequence: MarkedSequence) -> float:
-    """The run's divergence, mean over the sequence's tokens, in nats."""
-    return math.fsum(token.divergence for token in sequence.tokens) / len(sequence.tokens)
+    """The run's divergence, mean over the tokens the writer chose, in nats."""
+    chosen = [token.divergence for token in sequence.tokens if not token.forced]
+    return math.fsum(chosen) / len(chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,11 @@ from rich.text import Text
 
 from tutelage.eval.signals import TeacherDivergence
 from tutelage.eval.statistics import Interval
+from tutelage.train.config import EvalConfig
 from tutelage.types import FinishReason
 
+# Of `EvalConfig`: what two evaluations of a run must share for their figures to be of the same examples, decoded alike.
+_SAME_EXAMPLES = ("final", "limit", "temperatures", "samples_per_prompt")
 # An untrained student writes up to the limit, and three samples must not fill the screen.
 SHOWN_CHARACTERS = 300
 
@@ -46,6 +50,13 @@ class Decoding:
     def is_sampled(self) -> bool:
         """Whether two completions of one prompt can differ."""
         return self.temperature > 0 and self.num_beams == 1
+
+
+def temperature_of(label: str) -> float | None:
+    """The temperature of a decoding setting by its label, 0 for greedy; None for beam search and for anything else."""
+    if label == "greedy":
+        return 0.0
+    return float(label.removeprefix("T=")) if label.startswith("T=") else None
 
 
 @dataclass(frozen=True)
@@ -165,12 +176,22 @@ class Evaluation:
 
 
 def save(evaluation: Evaluation, folder: Path, about: Mapping[str, Any]) -> None:
-    """Writes results.json (figures and `about`: settings, versions) and completions.jsonl (one completion a line)."""
+    """Writes results.json (figures and `about`: settings, versions) and completions.jsonl (one completion a line).
+
+    A kill leaves both files or, for `read`, nothing: never those of two evaluations, or figures without their completions.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     content = {**about, **evaluation.summary()}
-    (folder / "results.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     lines = [json.dumps(dataclasses.asdict(completion), ensure_ascii=False) for completion in evaluation.completions]
-    (folder / "completions.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    texts = {
+        "completions.jsonl": "".join(f"{line}\n" for line in lines),
+        "results.json": json.dumps(content, indent=2, ensure_ascii=False) + "\n",
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.partial").write_text(text, encoding="utf-8")
+    (folder / "results.json").unlink(missing_ok=True)  # it makes the folder an evaluation: it goes first and comes last
+    for name in texts:
+        os.replace(folder / f"{name}.partial", folder / name)
 
 
 def read(folder: Path) -> tuple[Evaluation, dict[str, Any]] | None:
@@ -181,6 +202,15 @@ def read(folder: Path) -> tuple[Evaluation, dict[str, Any]] | None:
     with (folder / "completions.jsonl").open(encoding="utf-8") as lines:
         completions = [json.loads(line) for line in lines]
     return TypeAdapter(Evaluation).validate_python({**content, "completions": completions}), content
+
+
+def changed_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys in which the `eval` sections of two evaluations of a run differ so that their figures cannot be compared.
+
+    A key that came after the version that wrote a section counts as its default: that version did what it says.
+    """
+    defaults = EvalConfig().model_dump(mode="json")
+    return [f"eval.{key}" for key in _SAME_EXAMPLES if one.get(key, defaults[key]) != other.get(key, defaults[key])]
 
 
 def show(evaluation: Evaluation, console: Console, samples: int = 3) -> None:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement, tostring
 
+import numpy as np
 from markupsafe import Markup
 
 SLOTS = 8  # colours in the style sheet, and as many dashes
@@ -118,12 +119,12 @@ def tick_labels(marks: Sequence[float]) -> list[str]:
 
 def running_mean(points: Sequence[Point], window: int) -> list[Point]:
     """Means of y over `window` neighbours centred on each point; fewer at the ends."""
-    half = window // 2
-    smooth = []
-    for i, point in enumerate(points):
-        near = points[max(0, i - half) : i + half + 1]
-        smooth.append(Point(point.x, math.fsum(p.y for p in near) / len(near)))
-    return smooth
+    half, count = window // 2, len(points)
+    around = np.ones(2 * half + 1)
+    # Every window is added up by itself: differences of running totals lose what is small behind one huge value.
+    sums = np.convolve([point.y for point in points], around)[half : half + count]
+    counts = np.convolve(np.ones(count), around)[half : half + count]
+    return [Point(point.x, y) for point, y in zip(points, (sums / counts).tolist(), strict=True)]
 
 
 def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: str) -> Markup:
@@ -250,10 +251,14 @@ def _describe(series: Sequence[Series], y_label: str) -> str:
         if curve.points:
             values = [point.y for point in curve.points]
             parts.append(
-                f"{curve.label}{' before training' if curve.hollow else ''}: first {_number(values[0])}, "
+                f"{_name(curve)}: first {_number(values[0])}, "
                 f"last {_number(values[-1])}, lowest {_number(min(values))}, highest {_number(max(values))}"
             )
     return f"{y_label}. " + "; ".join(parts) + "."
+
+
+def _name(curve: Series) -> str:
+    return f"{curve.label} before training" if curve.hollow else curve.label
 
 
 def _describe_ways(trajectories: Sequence[Trajectory], x_label: str, y_label: str) -> str:
@@ -318,7 +323,7 @@ def _curve(svg: Element, curve: Series, x: Scale, y: Scale, dodge: float) -> Non
         SubElement(svg, "path", {"class": line, "d": _path(points, x, y)})
     if len(points) <= _MARKERS_TO:
         for point in points:
-            words = f"{curve.label}, {_number(point.x)}: {_number(point.y)}"
+            words = f"{_name(curve)}, {_number(point.x)}: {_number(point.y)}"
             _marker(svg, x(point.x), y(point.y), 3, colour, words)
 
 

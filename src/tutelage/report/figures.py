@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from tutelage.eval.results import Row, metric_name
+from tutelage.eval.results import Row, metric_name, temperature_of
 from tutelage.report.charts import Moment, Point, Series, Trajectory, line_chart, stacked_bars, trajectory_chart
-from tutelage.report.collect import RunData, evaluated
+from tutelage.report.collect import Measure, RunData, TaskKey, endings, evaluated
 
 # Metric -> (heading, axis, what a reader sees in it), in the order of the page.
 CURVES: dict[str, tuple[str, str, str]] = {
@@ -47,6 +47,8 @@ _PHASES = {
     "evaluate": "held-out examples during training",
     "checkpoint": "the state is written to the disk",
 }
+# What training cost a run: columns of the table of phases.
+COSTS = ("training", "tokens/s", "seconds a step")
 DIVERSITY_HINT = (
     "Charts of diversity take two sampling temperatures and several samples a prompt: --eval.temperatures 0 0.5 1 "
     "--eval.samples-per-prompt 4."
@@ -82,14 +84,16 @@ def curve_figures(runs: Sequence[RunData]) -> list[Figure]:
 def evaluation_figures(runs: Sequence[RunData]) -> list[Figure]:
     """The headline metric over the steps, one chart a metric and decoding setting; both ends are the full evaluations."""
     figures = []
-    for metric, decoding in evaluated(runs):
+    found = evaluated(runs)
+    ending = endings([(measure.metric, measure.task) for measure in found], runs)
+    for measure in found:
         figures += _figure(
-            f"{metric_name(metric)}, {decoding}",
+            f"{metric_name(measure.metric)}{ending[measure.metric, measure.task]}, {measure.decoding}",
             "On held-out examples. Bars: 95% intervals, where they were measured.",
             runs,
-            lambda run, metric=metric, decoding=decoding: _evaluated(run, metric, decoding),  # type: ignore[misc]
+            lambda run, measure=measure: _evaluated(run, measure),  # type: ignore[misc]
             "step",
-            metric,
+            measure.metric,
         )
     return figures
 
@@ -99,16 +103,18 @@ def quality_figures(runs: Sequence[RunData]) -> list[Figure]:
     before = "Thin lines and hollow points: before training."
     samples = "Self-BLEU rises with the number of samples: compare runs with equally many."
     temperature, self_bleu = _Axis("sampling temperature", _temperature), _Axis("Self-BLEU", _self_bleu)
-    qualities = [_quality(metric) for metric in dict.fromkeys(metric for metric, _ in evaluated(runs))]
+    metrics = endings([(measure.metric, measure.task) for measure in evaluated(runs)], runs)
     figures = []
-    for quality in qualities:
+    for (metric, task), ending in metrics.items():
         caption = f"{before} Temperature 0 is greedy decoding."
-        figures += _against(f"{metric_name(quality.label)} against temperature", caption, runs, temperature, quality)
+        heading = f"{metric_name(metric)}{ending} against temperature"
+        figures += _against(heading, caption, runs, temperature, _quality(metric), task)
     caption = f"{before} Lower: samples of one prompt differ more. {samples}"
     figures += _against("Self-BLEU against temperature", caption, runs, temperature, self_bleu)
-    for quality in qualities:
+    for (metric, task), ending in metrics.items():
         caption = f"{before} Further left: more diverse; further up: better. {samples}"
-        figures += _against(f"{metric_name(quality.label)} against diversity", caption, runs, self_bleu, quality)
+        heading = f"{metric_name(metric)}{ending} against diversity"
+        figures += _against(heading, caption, runs, self_bleu, _quality(metric), task)
     return figures
 
 
@@ -140,8 +146,8 @@ def reward_figures(runs: Sequence[RunData]) -> list[Figure]:
     Source: Gao, Schulman & Hilton, Scaling laws for reward model overoptimization, ICML 2023 (arXiv 2210.10760), figure 1.
     """
     figures = []
-    metrics = {run.name: metric for run in runs if (metric := _task_metric(run)) is not None}
-    for metric in dict.fromkeys(metrics.values()):
+    metrics = {run.name: (metric, run.task) for run in runs if (metric := _task_metric(run)) is not None}
+    for (metric, task), ending in endings(metrics.values(), runs).items():
         caption = (
             "Up and to the right: the student earns its reward by doing the task. Gaming the reward looks like a path that goes on "
             "to the right but no further up, or bends down. Both are of sequences written for training: without a calculator that the "
@@ -152,9 +158,9 @@ def reward_figures(runs: Sequence[RunData]) -> list[Figure]:
                 run.name, slot, _moments(run, [record.get("task_metrics", {}).get(metric) for record in run.records])
             )
             for slot, run in enumerate(runs)
-            if metrics.get(run.name) == metric and run.config.rl.reward != metric
+            if metrics.get(run.name) == (metric, task) and run.config.rl.reward != metric
         ]
-        figures += _against_reward(metric_name(metric), caption, ways, metric)
+        figures += _against_reward(f"{metric_name(metric)}{ending}", caption, ways, metric)
     caption = (
         "How far from the teacher the student goes for its reward. Gaming the reward looks like a path that climbs ever more steeply: "
         "much distance for little more reward, in text that the teacher finds unlikely."
@@ -177,7 +183,8 @@ def time_figure(runs: Sequence[RunData]) -> list[Figure]:
     if not bars:
         return []
     words = [f"{phase.capitalize()}: {_PHASES[phase]}." for phase in phases(runs) if phase in _PHASES]
-    caption = " ".join([*words, "Loading, and the evaluations before and after training, are not in it."])
+    costs = "Training, tokens/s and seconds a step leave evaluate and checkpoint out."
+    caption = " ".join([*words, "Loading, and the evaluations before and after training, are not in it.", costs])
     return [Figure("Seconds by phase", caption, stacked_bars("Seconds by phase", bars, phases(runs), "seconds"))]
 
 
@@ -210,12 +217,15 @@ class _Axis(NamedTuple):
     has_interval: bool = False
 
 
-def _against(heading: str, caption: str, runs: Sequence[RunData], x: _Axis, y: _Axis) -> list[Figure]:
-    """Two curves a run, before and after training. A single point is in the summary; a chart of it says nothing."""
+def _against(
+    heading: str, caption: str, runs: Sequence[RunData], x: _Axis, y: _Axis, task: TaskKey | None = None
+) -> list[Figure]:
+    """Two curves a run, before and after training; with a task: for the runs on it. A single point is in the summary; a chart of it
+    says nothing."""
     series = []
     for slot, run in enumerate(runs):
         for evaluation, hollow in ((run.before, True), (run.after, False)):
-            rows = evaluation.rows if evaluation is not None else ()
+            rows = evaluation.rows if evaluation is not None and task in (None, run.task) else ()
             series.append(Series(run.name, slot, tuple(sorted(_points(rows, x, y))), hollow))
     if all(len(curve.points) < 2 for curve in series):
         return []
@@ -256,11 +266,13 @@ def _metric(run: RunData, key: str) -> list[Point]:
     return [Point(record["step"], record[key]) for record in records if _is_number(record.get(key))]
 
 
-def _evaluated(run: RunData, metric: str, decoding: str) -> list[Point]:
-    before, after = run.rows(decoding, metric)
+def _evaluated(run: RunData, measure: Measure) -> list[Point]:
+    before, after = run.measured(measure)
     points: dict[int, Point] = {}
-    for record in run.records:
-        value = record.get("evaluation", {}).get(f"{metric} {decoding}")  # as the loop names it
+    # Where the evaluation changed during the run, no record says whether its figures are of the examples before or after that.
+    records = run.records if measure.task == run.task and not run.changed else ()
+    for record in records:
+        value = record.get("evaluation", {}).get(f"{measure.metric} {measure.decoding}")  # as the loop names it
         if _is_number(value):
             points[record["step"]] = Point(record["step"], value)
     for step, row in ((0, before), (run.steps, after)):
@@ -288,10 +300,9 @@ def _self_bleu(row: Row) -> float | None:
 
 
 def _temperature(row: Row) -> float | None:
-    """Of a row by its label; None for beam search."""
-    if row.decoding == "greedy":
-        return 0.0
-    return float(row.decoding.removeprefix("T=")) if row.decoding.startswith("T=") else None
+    """Of a row by its label; None for beam search, and for an infinite one, which has no place on the axis."""
+    temperature = temperature_of(row.decoding)
+    return temperature if _is_number(temperature) else None
 
 
 def _is_number(value: Any) -> bool:
@@ -299,11 +310,13 @@ def _is_number(value: Any) -> bool:
 
 
 def phase_table(runs: Sequence[RunData]) -> list[tuple[str, Mapping[str, str]]]:
-    """Run -> phase -> "12.3 s (45%)", and the total under "all"."""
+    """Run -> phase -> "12.3 (45%)", the total under "all", and `COSTS`."""
     table: list[tuple[str, Mapping[str, str]]] = []
     for run in runs:
-        total = math.fsum(run.seconds.values())
+        total, training = math.fsum(run.seconds.values()), run.training_seconds
         if total:
             cells = {phase: f"{seconds:,.1f} ({seconds / total:.0%})" for phase, seconds in run.seconds.items()}
-            table.append((run.name, {**cells, "all": f"{total:,.1f}"}))
+            speed = f"{run.tokens / training:,.0f}" if training else "–"
+            costs = zip(COSTS, (f"{training:,.1f}", speed, f"{training / len(run.records):,.3g}"), strict=True)
+            table.append((run.name, {**cells, "all": f"{total:,.1f}", **dict(costs)}))
     return table

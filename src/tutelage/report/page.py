@@ -14,11 +14,21 @@ from markupsafe import Markup
 from tutelage import __version__
 from tutelage.errors import UserError
 from tutelage.eval.evaluate import RIGHT_OR_WRONG
-from tutelage.eval.results import Completion, Evaluation, metric_name, with_interval
+from tutelage.eval.results import Completion, Evaluation, metric_name, temperature_of, with_interval
 from tutelage.eval.signals import Estimate, TeacherDivergence
 from tutelage.report import figures
 from tutelage.report.charts import SLOTS, swatch
-from tutelage.report.collect import MARKED_STEPS, ExampleKey, RunData, collect, evaluated, references, teacher_texts
+from tutelage.report.collect import (
+    ExampleKey,
+    RunData,
+    collect,
+    endings,
+    evaluated,
+    references,
+    task_names,
+    teacher_texts,
+    within_budget,
+)
 from tutelage.report.payload import payload, to_script
 
 _SAMPLES = 12
@@ -116,9 +126,9 @@ def render(runs: Sequence[RunData]) -> str:
     )  # fmt: skip
     environment.filters["printable"] = printable
     environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])
-    marked = payload(runs)
-    decoding = next((decoding for _, decoding in evaluated(runs)), None)
-    cards = samples(runs, decoding) if decoding is not None else []
+    shown, sequences = within_budget(runs)
+    marked = payload(shown)
+    cards = samples(runs)
     return environment.get_template("report.html").render(
         title=_title(runs),
         version=__version__,
@@ -133,45 +143,61 @@ def render(runs: Sequence[RunData]) -> str:
         time=figures.time_figure(runs),
         phases={phase: slot % SLOTS for phase, slot in figures.phases(runs).items()},
         phase_table=figures.phase_table(runs),
+        costs=figures.COSTS,
         samples=list(zip(headings(cards), cards, strict=True)),
-        samples_note=samples_note(cards, decoding) if decoding is not None else "",
+        samples_note=samples_note(cards, sample_decodings(runs)) if cards else "",
         marked=marked if marked["runs"] else None,
         marks_json=to_script(marked),
         marks_figure=figures.marks_figure(runs),
-        marks_note=marks_note(runs),
+        marks_note=marks_note(shown, sequences),
         configurations=[configuration(run) for run in runs],
     )
 
 
 def headline(run: RunData) -> str:
     """The run in one sentence."""
-    done = f"{run.steps:,} steps on {run.tokens:,} tokens"
-    for metric, decoding in run.evaluated:
-        before, after = run.rows(decoding, metric)
-        if before is not None and after is not None and before.value is not None and after.value is not None:
-            return (
-                f"{metric_name(metric)} ({decoding}) went from {with_interval(before.value, before.interval)} to "
-                f"{with_interval(after.value, after.interval)} in {done}."
-            )
+    done = f"{_steps(run)} steps on {run.tokens:,} tokens"
+    changed = (
+        f"; the evaluation before training had another {', '.join(run.changed)} and is left out" if run.changed else ""
+    )
+    alone = ""
+    for measure in run.evaluated:
+        name = f"{metric_name(measure.metric)} ({measure.decoding})"
+        before, after = (
+            with_interval(row.value, row.interval) if row is not None and row.value is not None else ""
+            for row in run.measured(measure)
+        )
+        if before and after:
+            return f"{name} went from {before} to {after} in {done}."
+        if before or after:
+            alone = alone or f"; {name} {f'was {before} before' if before else f'is {after} after'} training"
+    if alone or changed:
+        return f"{done}{alone}{changed}."
+    if run.decodings:
+        return f"{done}; evaluated, but without a metric's value to compare."
     return f"{done}; no evaluation before and after training to compare."
 
 
 def summary(runs: Sequence[RunData]) -> Summary:
     """The runs side by side; columns that no run can fill are left out."""
-    tasks = [", ".join(filter(None, (run.config.task.name, run.config.task.data))) for run in runs]
+    names, found = task_names(runs), evaluated(runs)
+    ending = endings([(measure.metric, measure.task) for measure in found], runs)
     columns: dict[str, list[Cell]] = {
         "run": [Cell(run.name) for run in runs],
-        **({"task": [Cell(task) for task in tasks]} if len(set(tasks)) > 1 else {}),
+        **({"task": [Cell(names[run.task]) for run in runs]} if len(names) > 1 else {}),
         "method": [Cell(run.config.method) for run in runs],
         "divergence": [Cell(run.divergence or "–") for run in runs],
         "teacher signal": [Cell(run.config.teacher_signal if run.divergence else "–") for run in runs],
         "student data": [Cell(_fraction(run.student_data_fraction)) for run in runs],
         "seed": [Cell(str(run.config.seed)) for run in runs],
     }
-    for metric, decoding in evaluated(runs):
-        columns[f"{metric} ({decoding})"] = [
+    if any(run.examples is not None for run in runs):
+        columns["evaluated on"] = [Cell(_held_out(run)) for run in runs]
+    for measure in found:
+        decoding = measure.decoding
+        columns[f"{measure.metric} ({decoding}){ending[measure.metric, measure.task]}"] = [
             _change(*(with_interval(row.value, row.interval) if row is not None else "–" for row in pair))
-            for pair in (run.rows(decoding, metric) for run in runs)
+            for pair in (run.measured(measure) for run in runs)
         ]
         rows = [run.rows(decoding) for run in runs]
         if any(row is not None and row.self_bleu is not None for pair in rows for row in pair):
@@ -183,24 +209,36 @@ def summary(runs: Sequence[RunData]) -> Summary:
             columns[f"{label} ({writer})"] = [
                 _change(*(_distance(evaluation, writer, key) for evaluation in (run.before, run.after))) for run in runs
             ]
-    columns["steps"] = [Cell(f"{run.steps:,}") for run in runs]
+    columns["steps"] = [Cell(_steps(run)) for run in runs]
     columns["tokens"] = [Cell(f"{run.tokens:,}") for run in runs]
-    columns["seconds"] = [Cell(f"{math.fsum(run.seconds.values()):,.1f}") for run in runs]
+    columns["seconds"] = [Cell(f"{run.training_seconds:,.1f}") for run in runs]
     return Summary(list(columns), list(zip(*columns.values(), strict=True)))
 
 
-def samples(runs: Sequence[RunData], decoding: str) -> list[Sample]:
+def sample_decodings(runs: Sequence[RunData]) -> dict[str, str]:
+    """The decoding setting whose texts the cards show, by the run's name: the first of all runs' where a run has it, else its own
+    first. Runs without an evaluation have none."""
+    labels = {run.name: run.decodings for run in runs}
+    first = next((each[0] for each in labels.values() if each), "")
+    return {name: first if first in each else each[0] for name, each in labels.items() if each}
+
+
+def samples(runs: Sequence[RunData]) -> list[Sample]:
     """Each run's first examples, as they stand in its split: nothing is picked. Runs on the same example share its card."""
     ground_truth = {example: text for run in runs for example, text in references(run).items()}
     teachers = {run.name: teacher_texts(run) for run in runs}
     students: dict[ExampleKey, list[Answer]] = {}
     writers: dict[ExampleKey, dict[str, None]] = {}  # the runs by name: a set would lose their order
+    decodings = sample_decodings(runs)
+    alike = len(set(decodings.values())) < 2
     for run in runs:
+        decoding = decodings.get(run.name, "")
         for when, evaluation in (("before", run.before), ("after", run.after)):
             name = when if len(runs) == 1 else f"{run.name}, {when}"
             for completion in _first(evaluation, decoding):
                 example = (completion.prompt_id, completion.prompt)
-                answer = Answer(name, completion.text, _mark(completion, evaluation, decoding))
+                writer = name if alike else f"{name}, {decoding}"
+                answer = Answer(writer, completion.text, _mark(completion, evaluation, decoding))
                 students.setdefault(example, []).append(answer)
                 writers.setdefault(example, {})[run.name] = None
     return [
@@ -218,8 +256,8 @@ def headings(cards: Sequence[Sample]) -> list[str]:
     ]
 
 
-def samples_note(cards: Sequence[Sample], decoding: str) -> str:
-    """What the cards show, in a sentence."""
+def samples_note(cards: Sequence[Sample], decodings: Mapping[str, str]) -> str:
+    """What the cards show, in a sentence; `decodings` as `sample_decodings` has them."""
     beside = [
         words if all(there) else f"{words} where it was kept"
         for words, there in (
@@ -231,23 +269,32 @@ def samples_note(cards: Sequence[Sample], decoding: str) -> str:
     examples = "The first held-out example" if len(cards) == 1 else f"The first {len(cards)} held-out examples"
     if len({card.prompt_id for card in cards}) < len(cards):
         examples = "The first held-out examples of each run"
-    seen = f"{examples}, {decoding} decoding"
+    labels = list(dict.fromkeys(decodings.values()))
+    seen = f"{examples}, {labels[0]} decoding"
+    if len(labels) > 1:
+        seen += f" where a run has it, else {' or '.join(labels[1:])}"
     return f"{seen}, beside {' and '.join(beside)}." if beside else f"{seen}."
 
 
-def marks_note(runs: Sequence[RunData]) -> str:
-    """Which marked steps the page leaves out, in a sentence; empty where it holds all."""
-    thinned = [
-        f"{run.name}: {len(run.marks)} of {len(run.marked_divergence)}"
-        for run in runs
-        if len(run.marks) < len(run.marked_divergence)
-    ]
-    if not thinned:
-        return ""
-    return (
-        f"No more than {MARKED_STEPS} marked steps of a run are on this page, evenly spaced, the first and the last among them "
-        f"({'; '.join(thinned)}). The folder of a run holds all of them."
-    )
+def marks_note(runs: Sequence[RunData], sequences: int | None = None) -> str:
+    """Which marked steps and sequences the page leaves out, in a sentence or two; empty where it holds all.
+
+    Args:
+        runs: with the marks that it holds.
+        sequences: how many of a step's; None: all.
+    """
+    thinned = [run for run in runs if len(run.marks) < len(run.marked_divergence)]
+    said = []
+    if thinned:
+        counts = "; ".join(f"{run.name}: {len(run.marks)} of {len(run.marked_divergence)}" for run in thinned)
+        said.append(
+            f"No more than {max(len(run.marks) for run in thinned)} marked steps of a run are on this page, evenly spaced, the first "
+            f"and the last among them ({counts})."
+        )
+    if sequences is not None:
+        step, left = "a step" if thinned else "a marked step", f"{sequences} sequences" if sequences > 1 else "sequence"
+        said.append(f"Of {step}, the first {left}.")
+    return " ".join([*said, "The folder of a run holds all of them."]) if said else ""
 
 
 def printable(text: str) -> str:
@@ -284,15 +331,35 @@ def _change(before: str, after: str) -> Cell:
     return Cell(after, before if before != "–" else "")
 
 
+def _steps(run: RunData) -> str:
+    """The steps done; of how many, while some are left."""
+    total = run.config.train.steps
+    return f"{run.steps:,} of {total:,}" if run.steps < total else f"{run.steps:,}"
+
+
+def _held_out(run: RunData) -> str:
+    return "–" if run.examples is None else f"{run.split}, {run.examples:,} examples"
+
+
 def _fraction(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
 def _writers(runs: Sequence[RunData]) -> list[str]:
-    """Whose sequences the distance from the teacher is shown on: the student's own at temperature 1, or the nearest to it."""
-    evaluations = [evaluation for run in runs for evaluation in (run.before, run.after) if evaluation is not None]
-    labels = dict.fromkeys(label for evaluation in evaluations for label in evaluation.divergence)
-    return ["T=1"] if "T=1" in labels else list(labels)[-1:]
+    """Whose sequences the distance from the teacher is shown on: of each run, the student's own at the temperature nearest to 1."""
+    chosen = {}
+    for run in runs:
+        found = [evaluation.divergence for evaluation in (run.before, run.after) if evaluation is not None]
+        labels = list(dict.fromkeys(label for divergence in found for label in divergence))
+        if labels:
+            chosen[min(labels, key=_from_training)] = True
+    return list(chosen)
+
+
+def _from_training(label: str) -> float:
+    """How far a writer is from the student as it samples in training; infinite for beam search, and for the references."""
+    temperature = temperature_of(label)
+    return math.inf if temperature is None else abs(temperature - 1)
 
 
 def _distance(evaluation: Evaluation | None, writer: str, key: str) -> str:
@@ -311,7 +378,7 @@ def _first(evaluation: Evaluation | None, decoding: str) -> list[Completion]:
 
 
 def _mark(completion: Completion, evaluation: Evaluation | None, decoding: str) -> str:
-    if completion.mark is None or evaluation is None:
+    if completion.mark is None or evaluation is None or not math.isfinite(completion.mark):
         return ""
     if evaluation.row(decoding).metric in RIGHT_OR_WRONG:
         return "right" if completion.mark else "wrong"

@@ -1,7 +1,9 @@
-"""The marked page's data as one JSON block: the marks of all runs, every text stored once.
+"""The marked page's data as one JSON block: the marks of all runs, every text and every token stored once.
 
 A token is [text, [divergence, forward KL, reverse KL], [student's, teacher's probability], the student's top tokens,
-their probabilities, the teacher's top tokens, their probabilities]; texts are indices into "texts", null is infinity.
+their probabilities, the teacher's top tokens, their probabilities], and a 1 behind them where the task inserted it; null is
+infinity. Texts and tokens are indices into "texts"; tokens that decode alike have an index each. "ids" has the ids of those
+whose texts tell too little: bytes of a character.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def payload(runs: Sequence[RunData]) -> dict[str, Any]:
     values: dict[str, list[float]] = {}
     for run in marked:
         for sequence in (sequence for sequences in run.marks.values() for sequence in sequences):
-            for token in sequence.tokens:
+            for token in (token for token in sequence.tokens if not token.forced):
                 # By the measure's name: runs of different divergences share the scales of the KLs, not their own.
                 for name, value in zip(_measures(sequence.divergence), _values(token), strict=True):
                     values.setdefault(name, []).append(value)
@@ -48,6 +50,7 @@ def payload(runs: Sequence[RunData]) -> dict[str, Any]:
         ],
         "scales": {name: thresholds(found) for name, found in values.items()},
         "texts": texts.all,
+        "ids": texts.ids,
     }
 
 
@@ -71,17 +74,22 @@ def to_script(data: Any) -> Markup:
 
 
 class _Texts:
-    """Every text once, by order of appearance."""
+    """Every text and every token once, by order of appearance; a token without an id is its text."""
 
     def __init__(self) -> None:
-        self._index: dict[str, int] = {}
+        self._index: dict[tuple[str, int | None], int] = {}
 
-    def __call__(self, text: str) -> int:
-        return self._index.setdefault(text, len(self._index))
+    def __call__(self, text: str, token: int | None = None) -> int:
+        return self._index.setdefault((text, token), len(self._index))
 
     @property
     def all(self) -> list[str]:
-        return list(self._index)
+        return [text for text, _ in self._index]
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """Index -> id of the tokens that hold U+FFFD."""
+        return {str(i): token for (text, token), i in self._index.items() if token is not None and "\ufffd" in text}
 
 
 def _measures(divergence: str) -> list[str]:
@@ -102,6 +110,7 @@ def _sequence(sequence: MarkedSequence, texts: _Texts) -> dict[str, Any]:
         "source": sequence.source,
         "finish": sequence.finish_reason,
         "prompt": texts(sequence.prompt),
+        "completion": text(sequence.completion),
         "reference": text(sequence.reference),
         "teacher": text(sequence.teacher),
         "mean": _finite(mean_divergence(sequence)),
@@ -111,14 +120,17 @@ def _sequence(sequence: MarkedSequence, texts: _Texts) -> dict[str, Any]:
 
 def _token(token: TokenMark, texts: _Texts) -> list[Any]:
     def top(choices: Sequence[Choice]) -> tuple[list[int], list[float]]:
-        return [texts(choice.text) for choice in choices], [_digits(choice.probability) for choice in choices]
+        return [texts(choice.text, choice.id) for choice in choices], [
+            _digits(choice.probability) for choice in choices
+        ]
 
     return [
-        texts(token.text),
+        texts(token.text, token.id),
         [_finite(value) for value in _values(token)],
         [_digits(token.student_probability), _digits(token.teacher_probability)],
         *top(token.student),
         *top(token.teacher),
+        *([1] if token.forced else []),
     ]
 
 

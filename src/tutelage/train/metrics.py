@@ -21,6 +21,8 @@ from tutelage.errors import UserError, how_to_install
 from tutelage.train.config import Config
 
 PLAIN_INTERVAL_SECONDS = 10.0
+# The work of a training step; evaluations and checkpoints belong to no method.
+TRAINING_PHASES = ("rollout", "reward", "importance", "returns", "teacher", "update")
 
 
 class Tracker(Protocol):
@@ -299,10 +301,11 @@ def _costs(summary: Summary) -> Table:
     table = Table("", "total", "share")
     seconds = summary.get("seconds", {})
     total = sum(seconds.values())
+    training = sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
     if "tokens" in summary:
         table.add_row("tokens", f"{summary['tokens']:,}", "")
-        if total:
-            table.add_row("tokens/s", f"{summary['tokens'] / total:,.0f}", "")
+        if training:
+            table.add_row("tokens/s of training", f"{summary['tokens'] / training:,.0f}", "")
     for phase, spent in seconds.items():
         table.add_row(f"seconds, {phase}", f"{spent:.1f}", f"{spent / total:.0%}" if total else "")
     return table

@@ -1,9 +1,9 @@
 "use strict";
-// The marked page. Data: see tutelage/report/payload.py. One listener an event serves all tokens.
+// The marked page. Data: see tutelage/report/payload.py; texts.js comes first. One listener an event serves all tokens.
 (() => {
   const data = JSON.parse(document.getElementById("marks-data").textContent);
   const $ = (id) => document.getElementById(id);
-  const [TEXT, VALUES, WRITTEN, STUDENT, STUDENT_P, TEACHER, TEACHER_P] = [0, 1, 2, 3, 4, 5, 6];
+  const [TEXT, VALUES, WRITTEN, STUDENT, STUDENT_P, TEACHER, TEACHER_P, FORCED] = [0, 1, 2, 3, 4, 5, 6, 7];
   const WORST = 30;
   const CONTEXT = 6;
   const view = { run: 0, step: 0, measure: 0, shown: "order" };
@@ -18,28 +18,20 @@
     if (text !== undefined) element.textContent = text;
     return element;
   };
+  // In the direction of its own first letter, whatever the page's.
+  const directed = (element) => {
+    element.dir = "auto";
+    return element;
+  };
+  const pre = (className, text) => directed(make("pre", className, data.texts[text]));
   const run = () => data.runs[view.run];
   const step = () => run().steps[view.step];
   const valueOf = (token) => token[VALUES][view.measure] ?? Infinity;
   const measureName = () => run().measures[view.measure];
 
-  // Spaces, line ends and control characters as something one can see.
-  const visible = (text) =>
-    text
-      .replaceAll(" ", "·").replaceAll("\n", "⏎").replaceAll("\t", "⇥")
-      .replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
-      .replaceAll("\u007f", "␡") || "∅";
-  const spoken = (text) => {
-    const names = { " ": "space ", "\n": "line end ", "\t": "tab " };
-    return text.trim() ? text.replace(/^ /, "").replace(/[\n\t]/g, (c) => names[c])
-      : text.replace(/[ \n\t]/g, (c) => names[c]).trim() || "empty";
-  };
-  const number = (value) => {
-    if (value === Infinity) return "∞";
-    if (value !== 0 && value < 0.001) return value.toExponential(1);
-    return Number(value.toPrecision(3)).toString();
-  };
-  const percent = (p) => (p > 0 && p < 0.001 ? "<0.1%" : `${(100 * p).toFixed(1)}%`);
+  // A token as one sees it and as one hears it; bytes of a character are told apart by their ids.
+  const seen = (text) => visible(data.texts[text]) + (text in data.ids ? ` ${data.ids[text]}` : "");
+  const said = (text) => spoken(data.texts[text]) + (text in data.ids ? `, id ${data.ids[text]}` : "");
   const band = (value) => data.scales[measureName()].filter((threshold) => value >= threshold).length;
 
   function option(select, value, text) {
@@ -71,7 +63,8 @@
     const shown = $("shown");
     shown.replaceChildren();
     option(shown, "order", "all, in order");
-    option(shown, "worst", "all, worst first");
+    option(shown, "worst", "all, worst token first");
+    option(shown, "mean", "all, highest mean first");
     step().sequences.forEach((sequence, i) => option(shown, i, `example ${sequence.id}`));
     if (![...shown.options].some((each) => each.value === view.shown)) view.shown = "order";
     shown.value = view.shown;
@@ -86,19 +79,25 @@
         i === 0 ? `below ${scale[0]}` : i < scale.length ? `${low} to ${scale[i]}` : `${low} and more nats`);
       return item;
     }));
+    if (!step().sequences.some((sequence) => sequence.tokens.some((token) => token[FORCED]))) return;
+    const item = make("li");
+    item.append(make("span", "token forced", "token"), "inserted by the task, not counted");
+    $("scale").append(item);
   }
 
-  const mean = (sequence) => {
-    const values = sequence.tokens.map(valueOf);
-    return values.reduce((sum, value) => sum + value, 0) / Math.max(1, values.length);
+  // Of the tokens that somebody chose.
+  const values = (sequence) => sequence.tokens.filter((token) => !token[FORCED]).map(valueOf);
+  const ORDERS = {
+    worst: (sequence) => values(sequence).reduce((top, value) => Math.max(top, value), 0),
+    mean: (sequence) => values(sequence).reduce((sum, value) => sum + value, 0) / Math.max(1, values(sequence).length),
   };
 
   function chosen() {
     const sequences = step().sequences.map((sequence, index) => ({ sequence, index }));
     if (view.shown === "order") return sequences;
-    if (view.shown === "worst") {
-      const means = sequences.map(({ sequence }) => mean(sequence));
-      return sequences.sort((a, b) => means[b.index] - means[a.index]);
+    if (view.shown in ORDERS) {
+      const keys = step().sequences.map(ORDERS[view.shown]);
+      return sequences.sort((a, b) => keys[b.index] - keys[a.index]);
     }
     return [sequences[Number(view.shown)]];
   }
@@ -107,7 +106,7 @@
     const box = make("div", "others");
     for (const [name, text] of [["teacher", sequence.teacher], ["reference", sequence.reference]]) {
       if (text === null) continue;
-      box.append(make("div", "", name), make("pre", "", data.texts[text]));
+      box.append(make("div", "", name), pre("", text));
     }
     return box;
   }
@@ -117,13 +116,14 @@
     sequence.tokens.forEach((token, position) => {
       const text = data.texts[token[TEXT]];
       const value = valueOf(token);
-      const element = make("span", `token b${band(value)}`);
+      const element = make("span", token[FORCED] ? "token forced" : `token b${band(value)}`);
       const spaces = text.match(/^ */)[0].length;
       if (spaces) element.append(make("span", "space", visible(text.slice(0, spaces))));
       if (spaces < text.length || !text) element.append(visible(text.slice(spaces)));
       element.setAttribute("role", "option");
-      element.setAttribute("aria-label", `${spoken(text)}, ${number(value)} nats, token ${position + 1} of ${count}`);
-      element.tabIndex = -1;
+      const what = token[FORCED] ? "inserted by the task" : `${number(value)} nats`;
+      element.setAttribute("aria-label", `${said(token[TEXT])}, ${what}, token ${position + 1} of ${count}`);
+      element.tabIndex = position ? -1 : 0; // every box can be reached with Tab
       element.dataset.i = flat.length;
       flat.push({ sequence, position, token, element });
       box.append(element);
@@ -131,13 +131,26 @@
     });
   }
 
+  // The sequence in a line: how long it is and how it ended.
+  function about(sequence) {
+    const count = sequence.tokens.length;
+    const forced = sequence.tokens.filter((token) => token[FORCED]).length;
+    const itself = sequence.tokens.at(-1)?.[FORCED] ? "ended behind a stop text" : "ended by itself";
+    const end = { stop: itself, length: "cut at the limit", data: "from the data" }[sequence.finish];
+    return `example ${sequence.id} · ${count} tokens${forced ? `, ${forced} of them inserted` : ""} · ${end} · ` +
+      `mean ${number(ORDERS.mean(sequence))} nats`;
+  }
+
   function drawSequence({ sequence }) {
     const card = make("article", "sequence");
-    const end = { stop: "ended by itself", length: "cut at the limit", data: "from the data" }[sequence.finish];
-    card.append(make("header", "",
-      `example ${sequence.id} · ${sequence.tokens.length} tokens · ${end} · mean ${number(mean(sequence))} nats`));
-    card.append(make("pre", "prompt", data.texts[sequence.prompt]));
-    const box = make("div", "tokens");
+    card.append(make("header", "", about(sequence)), pre("prompt", sequence.prompt));
+    // To be read aloud as a text; the tokens below it are a list of choices.
+    const text = sequence.completion === null ? sequence.tokens.map((token) => data.texts[token[TEXT]]).join("")
+      : data.texts[sequence.completion];
+    const plain = make("p", "unseen", `${sequence.source}: `);
+    plain.append(make("bdi", "", text));
+    card.append(plain);
+    const box = directed(make("div", "tokens"));
     box.setAttribute("role", "listbox");
     box.setAttribute("aria-orientation", "horizontal");
     box.setAttribute("aria-label", `Tokens the ${sequence.source} wrote for example ${sequence.id}`);
@@ -148,7 +161,8 @@
   }
 
   function drawWorst() {
-    worst = flat.map((_, i) => i).sort((a, b) => valueOf(flat[b].token) - valueOf(flat[a].token)).slice(0, WORST);
+    worst = flat.map((_, i) => i).filter((i) => !flat[i].token[FORCED])
+      .sort((a, b) => valueOf(flat[b].token) - valueOf(flat[a].token)).slice(0, WORST);
     $("worst").replaceChildren(...worst.map((i) => {
       const { sequence, position, token } = flat[i];
       const before = sequence.tokens.slice(Math.max(0, position - CONTEXT), position);
@@ -157,11 +171,11 @@
       button.dataset.i = i;
       const context = make("span", "context");
       const words = make("bdi", "", before.map((each) => visible(data.texts[each[TEXT]])).join(""));
-      words.append(make("b", "", visible(data.texts[token[TEXT]])));
+      words.append(make("b", "", seen(token[TEXT])));
       context.append(words);
       button.append(context, make("span", "", number(valueOf(token))));
       button.setAttribute("aria-label",
-        `${spoken(data.texts[token[TEXT]])}, ${number(valueOf(token))} nats, example ${sequence.id}, token ${position + 1}`);
+        `${said(token[TEXT])}, ${number(valueOf(token))} nats, example ${sequence.id}, token ${position + 1}`);
       const item = make("li");
       item.append(button);
       return item;
@@ -189,12 +203,12 @@
   function mark(i) {
     const old = flat[current];
     if (old) {
-      old.element.tabIndex = -1;
       for (const name of ["aria-selected", "aria-describedby"]) old.element.removeAttribute(name);
     }
     current = flat.length ? i : -1;
     const now = flat[current];
     if (!now) return;
+    for (const each of now.element.parentElement.querySelectorAll("[tabindex='0']")) each.tabIndex = -1;
     now.element.tabIndex = 0;
     now.element.setAttribute("aria-selected", "true");
     now.element.setAttribute("aria-describedby", "tops");
@@ -211,16 +225,26 @@
     if (top < 0 || bottom > innerHeight - covered) scrollBy({ top: top - (innerHeight - covered) / 2, behavior: "instant" });
   }
 
-  function topTable(title, kind, texts, probabilities, written) {
+  function rowHead(className, text, label) {
+    const head = make("th", className, text);
+    head.scope = "row";
+    if (label) head.setAttribute("aria-label", label);
+    return head;
+  }
+
+  function topTable(title, kind, texts, probabilities, own) {
     const table = make("table", kind);
     table.append(make("caption", "", title));
     texts.forEach((text, rank) => {
-      const row = make("tr", text === written ? "written" : "");
+      const row = make("tr", text === own ? "written" : "");
       const bar = make("span", "bar");
       bar.style.width = `${Math.max(1, 100 * probabilities[rank])}%`;
       const cell = make("td", "bar-cell");
+      cell.setAttribute("aria-hidden", "true");
       cell.append(bar);
-      row.append(make("td", "text", visible(data.texts[text])), make("td", "number", percent(probabilities[rank])), cell);
+      const head = rowHead("text", "", said(text) + (text === own ? ", this token" : ""));
+      head.append(make("bdi", "", seen(text)));
+      row.append(head, make("td", "number", percent(probabilities[rank])), cell);
       table.append(row);
     });
     return table;
@@ -235,7 +259,7 @@
     names.forEach((name, m) => {
       if (names.indexOf(name) !== m) return;
       const row = make("tr");
-      row.append(make("th", "", name), make("td", "", `${number(token[VALUES][m] ?? Infinity)} nats`));
+      row.append(rowHead("", name), make("td", "", `${number(token[VALUES][m] ?? Infinity)} nats`));
       values.append(row);
     });
     const tops = make("div", "tops");
@@ -248,9 +272,12 @@
     close.type = "button";
     close.setAttribute("aria-label", "Close");
     close.addEventListener("click", clearPanel);
-    panel.replaceChildren(close,
-      make("h3", "", visible(data.texts[token[TEXT]])),
-      make("p", "hint", `example ${sequence.id}, token ${position + 1} of ${sequence.tokens.length}`), values, tops);
+    const title = make("h3");
+    title.setAttribute("aria-label", said(token[TEXT]));
+    title.append(make("bdi", "", seen(token[TEXT])));
+    const inserted = token[FORCED] ? ", inserted by the task: neither model chose it, no mean counts it" : "";
+    panel.replaceChildren(close, title,
+      make("p", "hint", `example ${sequence.id}, token ${position + 1} of ${sequence.tokens.length}${inserted}`), values, tops);
     panel.classList.add("filled");
   }
 
@@ -292,8 +319,13 @@
     return worst[Math.min(Math.max(next, 0), worst.length - 1)];
   }
 
+  // To the right: on, or back where the text runs from right to left.
+  function right() {
+    return getComputedStyle(flat[current].element.parentElement).direction === "rtl" ? -1 : 1;
+  }
+
   const KEYS = {
-    ArrowRight: () => current + 1, ArrowLeft: () => current - 1, ArrowDown: () => line(1), ArrowUp: () => line(-1),
+    ArrowRight: () => current + right(), ArrowLeft: () => current - right(), ArrowDown: () => line(1), ArrowUp: () => line(-1),
     Home: () => end(-1), End: () => end(1), n: () => nextWorst(1), p: () => nextWorst(-1),
   };
   const place = (event) => event.target.closest("[data-i]")?.dataset.i;
@@ -315,10 +347,13 @@
       show(Number(i));
     });
     // A narrow window shows the panel over the page: it goes with the focus.
-    tokens.addEventListener("focusout", (event) => {
+    for (const part of [tokens, $("panel")]) part.addEventListener("focusout", (event) => {
       if (event.relatedTarget?.closest("#sequences, #panel")) return;
       $("panel").classList.remove("filled");
       shown = -1;
+    });
+    $("panel").addEventListener("keydown", (event) => {
+      if (event.key === "Escape") clearPanel();
     });
     tokens.addEventListener("pointerover", (event) => {
       const i = place(event);
