@@ -30,7 +30,7 @@ test: check  ## check, then all tests
 	$(BIN)/python -m pytest -n 2
 
 test-browser: setup  ## the report in a real Chromium (apt install chromium, or CHROMIUM=path)
-	$(BIN)/python -m pytest -m browser tests/browser
+	NEEDS_BROWSER=1 $(BIN)/python -m pytest -m browser tests/browser
 
 quickstart: setup  ## distil the carried teacher: supervised KD and on-policy GKD side by side
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/tutelage quickstart

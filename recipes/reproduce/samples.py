@@ -9,10 +9,13 @@ from pathlib import Path
 
 from tables import (
     Estimated,
+    Incomplete,
     Panel,
     Part,
     Verdict,
+    apart,
     difference,
+    origins,
     over_seeds,
     positive,
     read_with_more,
@@ -38,6 +41,7 @@ class Samples:
     def __init__(self, folder: Path) -> None:
         self.rows = read_with_more(folder, "runs.csv")
         self.metric = self.rows[0]["metric"]
+        self._from = {_divergence(method): part for method, part in origins(folder, "runs.csv").items()}
 
     @cached_property
     def quality(self) -> PerSeed:
@@ -52,7 +56,7 @@ class Samples:
     def _by(self, column: str) -> PerSeed:
         found: PerSeed = defaultdict(lambda: defaultdict(dict))
         for row in self.rows:
-            name, temperature = row["method"].removeprefix("on-policy GKD "), float(row["temperature"])
+            name, temperature = _divergence(row["method"]), float(row["temperature"])
             found[name][temperature][int(row["seed"])] = float(row[column])
         return found
 
@@ -67,13 +71,21 @@ class Samples:
         return max(means) - min(means)
 
     def lead(self, of: PerSeed, temperature: float) -> Estimated:
-        """Reverse minus forward KL."""
-        return difference(of[REVERSE][temperature], of[FORWARD][temperature])
+        """Reverse minus forward KL. Raises Incomplete without samples of either."""
+        for name in (REVERSE, FORWARD):
+            if name not in of:
+                raise Incomplete(f"no samples of {name}")
+        subtract = difference if self._from[REVERSE] == self._from[FORWARD] else apart
+        return subtract(of[REVERSE][temperature], of[FORWARD][temperature])
+
+
+def _divergence(method: str) -> str:
+    return method.removeprefix("on-policy GKD ")
 
 
 def quality_and_diversity(parts: Mapping[str, Part]) -> Verdict | None:
     """Claim 4."""
-    there = {name: parts[name].folder for name in TASKS if with_more(parts[name].folder)}
+    there = {name: parts[name].folder for name in TASKS if with_more(parts[name].folder, "runs.csv")}
     if not there:
         return None
     checks, found, rows, panels, header = [], [], [], [], [""]

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, variance
 from typing import Any
 
-from tutelage.eval.statistics import Interval, seed_summary
+from tutelage.eval.statistics import Interval, seed_summary, student_t_quantile
 
 GREEDY, SAMPLED = "greedy", "T=1"
 DECODINGS = (GREEDY, SAMPLED)
@@ -55,7 +55,7 @@ class Part:
     @property
     def is_there(self) -> bool:
         """Whether the part, or the one with more, has been run."""
-        return any((folder / "summary.csv").exists() for folder in with_more(self.folder))
+        return bool(with_more(self.folder, "summary.csv"))
 
     @cached_property
     def runs(self) -> list[Row]:
@@ -111,16 +111,31 @@ class Part:
             raise Incomplete(f"part {self.name}: no finished run of {method} with {metric}, {decoding}, {split}")
         return found
 
-    def seconds_a_step(self, method: str) -> list[float]:
-        """One figure for each seed. Raises Incomplete where there is none."""
+    @cached_property
+    def _from(self) -> dict[str, str]:
+        return origins(self.folder, "runs.csv")
+
+    def lead(self, one: str, other: str, decoding: str, metric: str | None = None) -> Estimated:
+        """One method minus another on the test split: `difference` where they are of one set of runs, else `apart`.
+
+        Args:
+            one, other: methods.
+            decoding: of both.
+            metric: None: the headline.
+        """
+        values = [self.per_seed(method, metric or self.metric, decoding) for method in (one, other)]
+        return (difference if self._from[one] == self._from[other] else apart)(*values)
+
+    def seconds_a_step(self, method: str) -> dict[int, float]:
+        """Seed -> seconds. Raises Incomplete where there is none."""
         found = {
-            row["seed"]: float(row["seconds"]) / int(row["steps"])
+            int(row["seed"]): float(row["seconds"]) / int(row["steps"])
             for row in self.runs
             if row["method"] == method and row["phase"] == "final"
         }
         if not found:
             raise Incomplete(f"part {self.name}: no finished run of {method}")
-        return list(found.values())
+        return found
 
     def reference(self, name: str, decoding: str) -> float | None:
         """The headline metric of "initial student" or "teacher" on the test split."""
@@ -135,18 +150,66 @@ class Part:
         return next(row["metric"] for row in self.runs if row["headline"].lower() == "true")
 
 
-def with_more(folder: Path) -> list[Path]:
-    """The folders of a part and of the part "NAME_more" that have been filled."""
-    return [path for path in (folder, folder.with_name(f"{folder.name}_more")) if path.is_dir()]
+def with_more(folder: Path, name: str) -> list[Path]:
+    """The folders of a part and of the part "NAME_more" that have a table of this name."""
+    return [path for path in (folder, folder.with_name(f"{folder.name}_more")) if (path / name).exists()]
 
 
 def read_with_more(folder: Path, name: str) -> list[Row]:
     """The rows of a part's table, then those that "NAME_more" has of other methods."""
     found: list[Row] = []
-    for path in with_more(folder):
+    for path in with_more(folder, name):
         there = {row["method"] for row in found}
         found += [row for row in read(path / name) if row["method"] not in there]
     return found
+
+
+def origins(folder: Path, name: str) -> dict[str, str]:
+    """Method -> the part that its runs are paired with others in.
+
+    The methods that only "NAME_more" has are paired with those of "NAME" where the runs that both have came out alike, bit for bit: not if
+    they ran on two machines. A pair by seed would then join trajectories that have nothing but a number in common.
+
+    Args:
+        folder: of "NAME".
+        name: of a table with a row for each run.
+    """
+    several = {path.name: read(path / name) for path in with_more(folder, name)}
+    alike = _alike(list(several.values()))
+    found: dict[str, str] = {}
+    for part, rows in several.items():
+        for row in rows:
+            if row["seed"]:  # not of an initial student or a teacher
+                found.setdefault(row["method"], folder.name if alike else part)
+    return found
+
+
+def _alike(tables: Sequence[Sequence[Row]]) -> bool:
+    """Whether the runs that tables share have the same values in all; not, where they share none."""
+    if len(tables) < 2:
+        return True
+    about = ("method", "seed", "split", "decoding", "temperature", "metric")
+    one, other = (
+        {
+            tuple(row.get(name) for name in about): (row["value"], row.get("self_bleu"))
+            for row in rows
+            if row["seed"] and row.get("phase") in ("final", None)
+        }
+        for rows in tables
+    )
+    shared = one.keys() & other.keys()
+    return bool(shared) and all(one[key] == other[key] for key in shared)
+
+
+def about_other_runs(folder: Path) -> str:
+    """A sentence on the methods of "NAME_more" that cannot be paired with those of "NAME"; "" where all can."""
+    added = [method for method, part in origins(folder, "runs.csv").items() if part != folder.name]
+    if not added:
+        return ""
+    return (
+        f"{'; '.join(added)}: other runs ({folder.name}_more) than the rest of {folder.name}, not paired by seed with them; a difference "
+        "between the two is unpaired (Welch)."
+    )
 
 
 def read(path: Path) -> list[Row]:
@@ -200,6 +263,23 @@ def over_seeds(values: Mapping[int, float]) -> Estimated:
 def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Estimated:
     """Mean over the seeds that both have of one minus the other, with its Student-t interval."""
     return over_seeds({seed: one[seed] - other[seed] for seed in one if seed in other})
+
+
+def apart(one: Mapping[int, float], other: Mapping[int, float]) -> Estimated:
+    """Mean of one minus the mean of the other, of runs that are not paired, with Welch's interval.
+
+    Source: Welch 1947; the degrees of freedom (Satterthwaite's) are rounded down to a whole number, which widens the interval.
+    """
+    lead = fmean(one.values()) - fmean(other.values())
+    if min(len(one), len(other)) < 2:
+        return lead, None
+    shares = [(variance(values.values()) / len(values), len(values) - 1) for values in (one, other)]
+    squared = sum(share for share, _ in shares)
+    if squared == 0:
+        return lead, Interval(lead, lead)
+    degrees = math.floor(squared**2 / sum(share**2 / free for share, free in shares))
+    half = student_t_quantile(0.95, max(1, degrees)) * math.sqrt(squared)
+    return lead, Interval(lead - half, lead + half)
 
 
 def slope(points: Mapping[float, Mapping[int, float]]) -> Estimated:

@@ -8,14 +8,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import figures
-from claims import JUDGES, STUDIES
-from reward import WEAK_START
-from tables import DECODINGS, Estimated, Incomplete, Panel, Part, Verdict, above, markdown, shown, with_more
+from claims import JUDGES
+from comparisons import STUDIES
+from reward import HARD, WEAK_START
+from tables import (
+    DECODINGS,
+    Estimated,
+    Incomplete,
+    Panel,
+    Part,
+    Verdict,
+    about_other_runs,
+    above,
+    markdown,
+    shown,
+    values_table,
+    with_more,
+)
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "reproduction"
 PARTS = (
-    "methods", "control", "divergences", "diversity", "fractions_few", "fractions", "low_data", "rl", WEAK_START, "self", "sizes", "later",
-    "multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data", "multi30k_diversity",
+    "methods", "control", "divergences", "diversity", "fractions_few", "fractions", "low_data", "rl", HARD, WEAK_START, "self", "sizes",
+    "later", "multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data", "multi30k_diversity",
 )  # fmt: skip
 SIZES_FIGURE = "sizes.png"
 HEAD = """# The paper's claims at the size of two processor cores
@@ -80,10 +94,16 @@ def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, 
 
 def section(verdict: Verdict, folder: Path) -> str:
     """One claim, with links to the tables in the folder."""
-    names = [path.name for part in verdict.parts for path in with_more(folder / part)]
+    parts = [folder / part for part in dict.fromkeys(verdict.parts)]
     links = ", ".join(
-        f"[{name}]({name}/{'runs.csv' if 'diversity' in name else 'results.md'})" for name in dict.fromkeys(names)
+        f"[{path.name}]({path.name}/{'runs.csv' if 'diversity' in path.name else 'results.md'})"
+        for part in parts
+        for path in with_more(part, "runs.csv")
     )
+    read = [
+        part for part in parts if "diversity" in part.name
+    ] or parts  # claim 4 names those that its students are from, too
+    found = [*verdict.found.splitlines(), *(sentence for part in read if (sentence := about_other_runs(part)))]
     return "\n\n".join(
         [
             f'<a id="{verdict.anchor}"></a>\n## {verdict.claim}. {verdict.title}: {verdict.outcome}',
@@ -91,7 +111,7 @@ def section(verdict: Verdict, folder: Path) -> str:
             f"Criterion: {verdict.criterion}",
             f"![]({verdict.figure})",
             markdown(*verdict.table),
-            _found(verdict.found.splitlines()),
+            _found(found),
             f"Tables: {links}.",
         ]
     )
@@ -143,14 +163,21 @@ def sizes(part: Part, folder: Path) -> str:
 
 def later(part: Part) -> str:
     """The methods published after the paper, without a verdict."""
-    decodings = list(dict.fromkeys(decoding for _, decoding in part.lines))
-    rows = [
-        [m, *(f"{part.lines[m, d].value[0]:.1f}" for d in decodings), f"{part.lines[m, decodings[0]].seconds:.0f}"]
-        for m in part.methods
-    ]
-    table = markdown([f"{part.metric} on the test split", *decodings, "seconds of training"], rows)
-    links = ", ".join(f"[{path.name}]({path.name}/results.md)" for path in with_more(part.folder))
-    return f"## Later methods\n\n{table}\n\nRates: the best on validation. Intervals, rates tried: {links}."
+    header, values = values_table(part, part.methods)
+    seconds = {m: f"{part.line(m, DECODINGS[0]).seconds:.0f}" for m in part.methods}
+    rows = [[*row, seconds.get(row[0], "–")] for row in values]
+    remarks = (
+        ["DistiLLM has what on-policy GKD does without: half its steps are on the references of the 10,000 problems"]
+        if "DistiLLM" in part.methods
+        else []
+    )
+    links = ", ".join(f"[{path.name}]({path.name}/results.md)" for path in with_more(part.folder, "runs.csv"))
+    remarks += ["Rates: the best on validation", f"Rates tried: {links}"]
+    about = " ".join(f"{remark}." for remark in remarks)
+    others = about_other_runs(part.folder)
+    return (
+        f"## Later methods\n\n{markdown([*header, 'seconds of training'], rows)}\n\n{about}{' ' * bool(others)}{others}"
+    )
 
 
 if __name__ == "__main__":

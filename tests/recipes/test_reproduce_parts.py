@@ -103,7 +103,7 @@ def test_every_part_is_a_comparison(scripts: dict[str, Any], monkeypatch: pytest
     monkeypatch.chdir(FOLDER.parents[1])
     for part in (*scripts["reproduce"].ARITHMETIC, *scripts["reproduce"].MULTI30K):
         recipe = config.read(scripts["reproduce"].recipe(part, Path("data")))
-        assert len(recipe.seeds) >= 3 or part in ("rates", "self_rates")  # which compare nothing
+        assert len(recipe.seeds) >= 3 or part in ("rates", "rl_rates", "self_rates")  # which compare nothing
         assert recipe.base.task.data == ("data" if part.startswith("multi30k") else None)
         for variant in plan.expand(recipe):
             for point in variant.grid:  # every option has an effect in every run
@@ -113,6 +113,41 @@ def test_every_part_is_a_comparison(scripts: dict[str, Any], monkeypatch: pytest
 def test_multi30k_without_its_data_is_refused(scripts: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="--multi30k FOLDER"):
         scripts["reproduce"].recipe("multi30k", None)
+
+
+def test_multi30k_that_no_part_reads_is_refused_before_any_work(
+    scripts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reproduce = scripts["reproduce"]
+    for work in ("before_all", "run"):
+        monkeypatch.setattr(reproduce, work, lambda *_: pytest.fail("worked"))
+    for parts in ([], ["--parts"], ["--parts", "methods", "rl"]):
+        monkeypatch.setattr("sys.argv", ["reproduce.py", "--multi30k", "data", *parts, "--results", str(tmp_path)])
+        with pytest.raises(SystemExit) as refused:
+            reproduce.main()
+        assert "multi30k, multi30k_long, multi30k_all, multi30k_low_data, multi30k_diversity." in str(refused.value)
+        assert "make reproduce PARTS=multi30k MULTI30K=data" in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+    reproduce.check_multi30k(["methods", "multi30k_diversity"], Path("data"))
+    reproduce.check_multi30k(["methods"], None)
+
+
+def test_tables_of_an_older_comparison_do_not_stay(scripts: dict[str, Any], tmp_path: Path) -> None:
+    """One whose runs all failed has a page and no summary."""
+    comparison, kept = tmp_path / "comparison", tmp_path / "kept"
+    for folder in (comparison, kept):
+        folder.mkdir()
+    for name in (*scripts["reproduce"].TABLES, "notes.txt"):
+        (kept / name).write_text("old")
+    (comparison / "results.md").write_text("new")
+    scripts["reproduce"].keep_tables(comparison, kept)
+    assert {path.name: path.read_text() for path in kept.iterdir()} == {"results.md": "new", "notes.txt": "old"}
+
+
+def test_earlier_recipes_run_only_when_named(scripts: dict[str, Any]) -> None:
+    reproduce = scripts["reproduce"]
+    assert {"rl_hard", *reproduce.MORE} < set(reproduce.ASKED_FOR) < set(reproduce.PARTS)
+    assert "rl_hard" in scripts["verdicts"].PARTS
 
 
 def test_models_that_parts_start_from_are_trained_once_and_before_all(

@@ -342,8 +342,10 @@ def _about(result: ComparisonResult) -> list[str]:
 
 
 def _seeds(recipe: ComparisonRecipe) -> str:
-    own = [f"of {entry.name}: {', '.join(map(str, entry.seeds))}" for entry in recipe.methods if entry.seeds]
-    return "; ".join([", ".join(map(str, recipe.seeds)), *own])
+    """The seeds of all, then those of methods that have others."""
+    usual = tuple(recipe.seeds)
+    own = [f"of {v.name}: {', '.join(map(str, v.seeds))}" for v in plan.expand(recipe) if tuple(v.seeds) != usual]
+    return "; ".join([", ".join(map(str, usual)), *own])
 
 
 def _examples(limit: int | None) -> str:

@@ -1,0 +1,70 @@
+"""The verdict on claim 6, from tables whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.recipes.conftest import judged, write
+
+
+@pytest.mark.parametrize(
+    ("far", "alone", "outcome"),
+    [(0.2, 27.0, "reproduced"), (0.3, 27.0, "reproduced in part"), (0.2, 20.0, "reproduced in part")],
+)
+def test_claim_6_wants_reward_without_distance_and_more_of_it_from_reward_alone(
+    scripts: dict[str, Any], tmp_path: Path, far: float, alone: float, outcome: str
+) -> None:
+    values = {"alpha 0": [alone, alone + 1], "alpha 0.5": [30.0, 31.0], "alpha 1": [25.0, 26.0]}
+    distance = {"alpha 0": [2.0, 2.0], "alpha 0.5": [far, far], "alpha 1": [0.2, 0.2]}
+    write(tmp_path / "rl", values, distance=distance)
+    assert judged(scripts, "reward_and_quality", tmp_path).outcome == outcome
+
+
+def test_claim_6_counts_a_smaller_distance_at_no_less_reward(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {"alpha 0": [20.0, 21.0], "alpha 0.5": [25.0, 26.0], "alpha 1": [25.0, 26.0]}
+    distance = {"alpha 0": [2.0, 2.0], "alpha 0.5": [0.1, 0.1], "alpha 1": [0.2, 0.2]}
+    write(tmp_path / "rl", values, distance=distance)
+    verdict = judged(scripts, "reward_and_quality", tmp_path)
+    assert verdict.outcome == "reproduced in part"  # there is an alpha, but its reward is not above that of GKD alone
+    assert "the first criterion holds for alpha 0.5" in verdict.found
+
+
+def test_claim_6_judges_the_alpha_that_is_best_on_validation(scripts: dict[str, Any], tmp_path: Path) -> None:
+    """On test alpha 0.9 would meet everything; validation chooses 0.5, which meets only what it has no part in."""
+    values = {"alpha 0": [27.0, 28.0], "alpha 0.5": [24.0, 25.0], "alpha 0.9": [30.0, 31.0], "alpha 1": [25.0, 26.0]}
+    distance = {"alpha 0": [2.0, 2.0], "alpha 0.5": [0.3, 0.3], "alpha 0.9": [0.2, 0.2], "alpha 1": [0.2, 0.2]}
+    write(tmp_path / "rl", values, distance=distance, validation={"alpha 0.5": [33.0, 34.0], "alpha 0.9": [32.0, 33.0]})
+    verdict = judged(scripts, "reward_and_quality", tmp_path)
+    assert list(verdict.checks) == [False, False, True]
+    assert "alpha 0.5, chosen on validation, has -1.0 [-1.0, -1.0] points of reward over GKD alone" in verdict.found
+    assert "of all alphas inside, chosen or not, the first criterion holds for alpha 0.9." in verdict.found
+
+
+def test_claim_6_tells_of_the_recipes_before(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {"alpha 0": [27.0, 28.0], "alpha 0.5": [30.0, 31.0], "alpha 1": [25.0, 26.0]}
+    write(tmp_path / "rl", values)
+    alone = judged(scripts, "reward_and_quality", tmp_path)
+    assert "recipe before" not in alone.found
+    assert "first attempt" not in alone.found
+    earlier = {"alpha 0": [9.0, 9.0], "alpha 0.5": [26.0, 24.0], "alpha 0.9": [40.0, 40.0], "alpha 1": [25.0, 25.0]}
+    write(tmp_path / "rl_hard", earlier, validation={"alpha 0.9": [0.0, 0.0]}, around=2.0)
+    write(tmp_path / "rl_weak_start", earlier, gains={"alpha 0": (-3.0, -4.0, -2.0)})
+    verdict = judged(scripts, "reward_and_quality", tmp_path)
+    assert verdict.checks == alone.checks
+    assert verdict.parts == ("rl", "rl_hard", "rl_weak_start")
+    ends = "alpha 0 with 8.5 [6.5, 10.5], alpha 0.5 with 24.5 [22.5, 26.5], alpha 1 with 24.5 [22.5, 26.5]"
+    lead = "alpha 0.5, the best inside on validation, is 0.0 [-12.7, 12.7] points ahead of alpha 1"
+    assert f"the runs ended at T = 1: {ends}; {lead}, over paired seeds." in verdict.found
+    assert (
+        "In the first attempt (rl_weak_start), from the carried student, 1 of 4 alphas ended below it" in verdict.found
+    )
+
+
+def test_claim_6_says_what_the_recipe_before_lacks(scripts: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "rl", {"alpha 0": [27.0, 28.0], "alpha 0.5": [30.0, 31.0], "alpha 1": [25.0, 26.0]})
+    write(tmp_path / "rl_hard", {"alpha 0": [9.0, 9.0]})
+    lack = "cannot be read: part rl_hard: no finished run at alpha 0, at alpha 1, or between."
+    assert lack in judged(scripts, "reward_and_quality", tmp_path).found
