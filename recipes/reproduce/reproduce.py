@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ARITHMETIC = (
     "methods",
+    "baselines",
     "control",
     "rates",
     "divergences",
@@ -62,7 +63,16 @@ PARTS = (*ARITHMETIC, *MULTI30K, *DIVERSITY)
 PROCESSES = 2
 # Run only when named, so that the others end within 90 minutes: for no claim of their own, more methods for a claim, an earlier recipe for
 # one, on data that has to be there, or in 200 steps what "fractions_few" does in 350.
-MORE = ("control", "divergences_more", "diversity_more", "later_more", "low_data_more", "rl_hard", "self_more")
+MORE = (
+    "baselines",
+    "control",
+    "divergences_more",
+    "diversity_more",
+    "later_more",
+    "low_data_more",
+    "rl_hard",
+    "self_more",
+)
 ASKED_FOR = ("rates", "rl_rates", "self_rates", "fractions", "later", "sizes", *MORE, *MULTI30K, "multi30k_diversity")
 # A part's recipe goes over this one.
 OVER = dict.fromkeys(ARITHMETIC, "arithmetic.base.yaml") | {

@@ -28,7 +28,8 @@ from tables import (
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "reproduction"
 PARTS = (
-    "methods", "control", "divergences", "diversity", "fractions_few", "fractions", "low_data", "rl", HARD, WEAK_START, "self", "sizes",
+    "methods", "baselines", "control",
+    "divergences", "diversity", "fractions_few", "fractions", "low_data", "rl", HARD, WEAK_START, "self", "sizes",
     "later", "multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data", "multi30k_diversity",
 )  # fmt: skip
 SIZES_FIGURE = "sizes.png"
@@ -87,8 +88,9 @@ def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, 
             sections += [heading, sizes(parts["sizes"], folder)]
         except Incomplete as lack:
             sections += [heading, f"Not complete yet: {lack}."]
-    if parts["later"].is_there:
-        sections.append(later(parts["later"]))
+    sections += [
+        told(parts[name]) for name, told in (("baselines", baselines), ("later", later)) if parts[name].is_there
+    ]
     return "\n\n".join(sections) + "\n"
 
 
@@ -161,23 +163,34 @@ def sizes(part: Part, folder: Path) -> str:
     )
 
 
-def later(part: Part) -> str:
-    """The methods published after the paper, without a verdict."""
+def without_verdict(part: Part, heading: str, remarks: list[str]) -> str:
+    """A section with the table of a part that no claim is judged by."""
     header, values = values_table(part, part.methods)
     seconds = {m: f"{part.line(m, DECODINGS[0]).seconds:.0f}" for m in part.methods}
     rows = [[*row, seconds.get(row[0], "–")] for row in values]
+    links = ", ".join(f"[{path.name}]({path.name}/results.md)" for path in with_more(part.folder, "runs.csv"))
+    others = about_other_runs(part.folder)
+    about = " ".join(f"{remark}." for remark in [*remarks, f"Tables: {links}"])
+    return f"## {heading}\n\n{markdown([*header, 'seconds of training'], rows)}\n\n{about}{' ' * bool(others)}{others}"
+
+
+def baselines(part: Part) -> str:
+    """All methods that the paper compares, on arithmetic."""
+    remarks = [
+        "Outputs to 1,000 problems, own sequences to 10,000",
+        "One rate for fixed, one for own and mixed sequences",
+    ]
+    return without_verdict(part, "Every baseline, on arithmetic", remarks)
+
+
+def later(part: Part) -> str:
+    """The methods published after the paper."""
     remarks = (
         ["DistiLLM has what on-policy GKD does without: half its steps are on the references of the 10,000 problems"]
         if "DistiLLM" in part.methods
         else []
     )
-    links = ", ".join(f"[{path.name}]({path.name}/results.md)" for path in with_more(part.folder, "runs.csv"))
-    remarks += ["Rates: the best on validation", f"Rates tried: {links}"]
-    about = " ".join(f"{remark}." for remark in remarks)
-    others = about_other_runs(part.folder)
-    return (
-        f"## Later methods\n\n{markdown([*header, 'seconds of training'], rows)}\n\n{about}{' ' * bool(others)}{others}"
-    )
+    return without_verdict(part, "Later methods", [*remarks, "Rates: the best on validation of those tried"])
 
 
 if __name__ == "__main__":

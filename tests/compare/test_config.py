@@ -95,7 +95,7 @@ def test_the_recipe_of_all_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(RECIPES.parents[1])
     recipe = read(RECIPES / "baselines.yaml")
     variants = plan.expand(recipe)
-    assert len({cell.folder for cell in plan.search_cells(recipe, variants)}) == 7 * 2
+    assert len({cell.folder for cell in plan.search_cells(recipe, variants)}) == 8 * 2
     objectives = {}
     for variant in variants:
         cell = plan.make_cell(recipe, variant, {}, 0)
@@ -106,6 +106,7 @@ def test_the_recipe_of_all_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
         "SFT": (None, 0.0, "dataset", ("teacher", "teacher_model")),
         "SeqKD": (None, 0.0, "teacher", ()),
         "supervised KD": ("forward_kl", 0.0, "dataset", ()),
+        "on-policy KD": ("forward_kl", 1.0, "dataset", ("task.fixed_examples",)),
         "ImitKD": ("forward_kl", 0.5, "dataset", ()),
         "f-distill": ("total_variation", 0.5, "dataset", ()),
         "on-policy GKD": ("jsd(0.5)", 1.0, "dataset", ("task.fixed_examples",)),

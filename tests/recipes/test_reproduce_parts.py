@@ -107,7 +107,8 @@ def test_every_part_is_a_comparison(scripts: dict[str, Any], monkeypatch: pytest
         assert recipe.base.task.data == ("data" if part.startswith("multi30k") else None)
         for variant in plan.expand(recipe):
             for point in variant.grid:  # every option has an effect in every run
-                resolve(config_io.build(config_io.deep_merge(variant.keys, config_io.nest(point))))
+                cell = plan.make_cell(recipe, variant, point, 0)
+                assert cell.left_out == (("teacher", "teacher_model") if variant.name == "SFT" else ())
 
 
 def test_multi30k_without_its_data_is_refused(scripts: dict[str, Any]) -> None:

@@ -60,5 +60,5 @@ def test_later_methods_have_intervals_and_a_student_to_be_compared_with(
     ):
         assert row in page
     assert "half its steps are on the references of the 10,000 problems." in page
-    assert "Rates tried: [later](later/results.md), [later_more](later_more/results.md)." in page
+    assert "Tables: [later](later/results.md), [later_more](later_more/results.md)." in page
     assert "MiniLLM, AdamW: other runs (later_more) than the rest of later" in page
