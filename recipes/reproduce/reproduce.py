@@ -47,6 +47,7 @@ ARITHMETIC = (
     "low_data_more",
     "rl",
     "rl_hard",
+    "rl_one_rate",
     "rl_rates",
     "self",
     "self_more",
@@ -71,6 +72,7 @@ MORE = (
     "later_more",
     "low_data_more",
     "rl_hard",
+    "rl_one_rate",
     "self_more",
 )
 ASKED_FOR = ("rates", "rl_rates", "self_rates", "fractions", "later", "sizes", *MORE, *MULTI30K, "multi30k_diversity")

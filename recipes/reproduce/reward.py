@@ -21,8 +21,8 @@ from tables import (
     shown_lead,
 )
 
-# Parts of earlier recipes: all problems, one rate for every alpha; and a student that is right too seldom.
-HARD, WEAK_START = "rl_hard", "rl_weak_start"
+# The runs of "rl" at one rate. Parts of earlier recipes: harder problems under the whole distribution; a student that is right too seldom.
+ONE_RATE, HARD, WEAK_START = "rl_one_rate", "rl_hard", "rl_weak_start"
 PerSeed = Mapping[str, Mapping[int, float]]
 
 
@@ -33,8 +33,7 @@ def reward_and_quality(parts: Mapping[str, Part]) -> Verdict | None:
         return None
     by_alpha = _by_alpha(part)
     first, *inner, last = by_alpha.values()
-    reward = {m: part.per_seed(m, part.metric, SAMPLED) for m in part.methods}
-    distance = {m: part.per_seed(m, "reverse_kl", SAMPLED, "validation") for m in part.methods}
+    reward, distance = _measured(part)
     rows = [
         [
             m,
@@ -66,11 +65,14 @@ def reward_and_quality(parts: Mapping[str, Part]) -> Verdict | None:
                 f"{best}, chosen on validation, has {shown(*rises)} points of reward over GKD alone, and gains "
                 f"{shown(*part.gain(best, GREEDY))} points greedily over the student before it; of all alphas inside, chosen or not, the "
                 f"first criterion holds for {', '.join(winners) or 'none'}. Reward alone ends {shown_lead(*trend)} GKD alone.",
-                *_on_hard_problems(parts[HARD]),
+                *_elsewhere(parts[ONE_RATE], "At one learning rate for every alpha"),
+                *_elsewhere(
+                    parts[HARD], "In the recipe before this one, on problems of medium difficulty at one rate"
+                ),
                 *_from_a_weak_start(parts[WEAK_START]),
             ]
         ),
-        tuple(name for name in ("rl", HARD, WEAK_START) if parts[name].is_there),
+        tuple(name for name in ("rl", ONE_RATE, HARD, WEAK_START) if parts[name].is_there),
         (
             metric_panel(part, "", {m: alpha for alpha, m in by_alpha.items()}, "alpha"),
             Panel(
@@ -104,20 +106,28 @@ def _best_on_validation(part: Part, inner: Sequence[str]) -> str:
     return max(inner, key=lambda m: fmean(part.per_seed(m, part.metric, SAMPLED, "validation").values()))
 
 
-def _on_hard_problems(part: Part) -> list[str]:
-    """What became of the recipe before this one; nothing where its tables are not there."""
+def _measured(part: Part) -> tuple[PerSeed, PerSeed]:
+    """Reward on test and distance from the teacher on validation, of every method."""
+    reward = {m: part.per_seed(m, part.metric, SAMPLED) for m in part.methods}
+    return reward, {m: part.per_seed(m, "reverse_kl", SAMPLED, "validation") for m in part.methods}
+
+
+def _elsewhere(part: Part, opening: str) -> list[str]:
+    """The same in a part that is not judged; nothing where its tables are not there."""
     if not part.is_there:
         return []
     try:
         first, *inner, last = _by_alpha(part).values()
     except Incomplete as lack:
-        return [f"The recipe before this one cannot be read: {lack}."]
+        return [f"{opening} ({part.name}) not all is there: {lack}."]
+    reward, distance = _measured(part)
     best = _best_on_validation(part, inner)
     ends = ", ".join(f"{m} with {shown(*part.line(m, SAMPLED).value)}" for m in (first, best, last))
+    holds = "holds" if _beats(best, (first, last), reward, distance) else "does not hold"
     return [
-        f"In the recipe before this one ({part.name}: problems of medium difficulty, one learning rate for every alpha) the runs ended "
-        f"at T = 1: {ends}; {best}, the best inside on validation, is {shown_lead(*part.lead(best, last, SAMPLED))} {last}, over "
-        "paired seeds."
+        f"{opening} ({part.name}) the runs ended at T = 1: {ends}; {best}, the best inside on validation, is "
+        f"{shown_lead(*part.lead(best, last, SAMPLED))} {last}, its distance from the teacher less that one's is "
+        f"{shown(*difference(distance[best], distance[last]), digits=3)} nats, over paired seeds; the first criterion {holds} for it."
     ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import figures
 from claims import JUDGES
 from comparisons import STUDIES
-from reward import HARD, WEAK_START
+from reward import HARD, ONE_RATE, WEAK_START
 from tables import (
     DECODINGS,
     Estimated,
@@ -29,7 +29,7 @@ from tables import (
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "reproduction"
 PARTS = (
     "methods", "baselines", "control",
-    "divergences", "diversity", "fractions_few", "fractions", "low_data", "rl", HARD, WEAK_START, "self", "sizes",
+    "divergences", "diversity", "fractions_few", "fractions", "low_data", "rl", ONE_RATE, HARD, WEAK_START, "self", "sizes",
     "later", "multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data", "multi30k_diversity",
 )  # fmt: skip
 SIZES_FIGURE = "sizes.png"

@@ -57,7 +57,13 @@ def test_claim_6_tells_of_the_recipes_before(scripts: dict[str, Any], tmp_path: 
     assert verdict.parts == ("rl", "rl_hard", "rl_weak_start")
     ends = "alpha 0 with 8.5 [6.5, 10.5], alpha 0.5 with 24.5 [22.5, 26.5], alpha 1 with 24.5 [22.5, 26.5]"
     lead = "alpha 0.5, the best inside on validation, is 0.0 [-12.7, 12.7] points ahead of alpha 1"
-    assert f"the runs ended at T = 1: {ends}; {lead}, over paired seeds." in verdict.found
+    assert f"at one rate (rl_hard) the runs ended at T = 1: {ends}; {lead}," in verdict.found
+    assert "At one learning rate" not in verdict.found
+    write(tmp_path / "rl_one_rate", values, distance={m: [d, d] for m, d in zip(values, (2.0, 0.1, 0.2), strict=True)})
+    verdict = judged(scripts, "reward_and_quality", tmp_path)
+    assert verdict.parts == ("rl", "rl_one_rate", "rl_hard", "rl_weak_start")
+    nearer = "its distance from the teacher less that one's is -0.100 [-0.100, -0.100] nats, over paired seeds"
+    assert f"{nearer}; the first criterion holds for it." in verdict.found
     assert (
         "In the first attempt (rl_weak_start), from the carried student, 1 of 4 alphas ended below it" in verdict.found
     )
@@ -66,5 +72,5 @@ def test_claim_6_tells_of_the_recipes_before(scripts: dict[str, Any], tmp_path: 
 def test_claim_6_says_what_the_recipe_before_lacks(scripts: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path / "rl", {"alpha 0": [27.0, 28.0], "alpha 0.5": [30.0, 31.0], "alpha 1": [25.0, 26.0]})
     write(tmp_path / "rl_hard", {"alpha 0": [9.0, 9.0]})
-    lack = "cannot be read: part rl_hard: no finished run at alpha 0, at alpha 1, or between."
+    lack = "not all is there: part rl_hard: no finished run at alpha 0, at alpha 1, or between."
     assert lack in judged(scripts, "reward_and_quality", tmp_path).found
