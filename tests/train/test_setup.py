@@ -145,6 +145,19 @@ def test_devices() -> None:
             pick_device("cuda:0")
     with pytest.raises(UserError, match="the device is gpu, which torch does not know; use cpu, cuda"):
         pick_device("gpu")
+    with pytest.raises(UserError, match="the device is meta, which computes nothing"):
+        pick_device("meta")
+
+
+def test_a_device_beyond_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="the device is cuda:2, but torch sees 2 CUDA devices; use cuda:0 to cuda:1"):
+        pick_device("cuda:2")
+    with pytest.raises(UserError, match="the device is mps, but torch sees none"):
+        pick_device("mps")
 
 
 def begin(config: Config) -> None:

@@ -19,6 +19,7 @@ from tutelage.data.batching import micro_batches, token_weights
 from tutelage.divergences import Divergence, parse
 from tutelage.errors import UserError
 from tutelage.eval.evaluate import forced_tokens
+from tutelage.eval.insertions import Insertions
 from tutelage.fused import DEFAULT_BUDGET_BYTES, linear_divergence, teacher_sampled, teacher_topk
 from tutelage.fused.base import shared_rows
 from tutelage.models.language_model import LanguageModel
@@ -155,14 +156,14 @@ class Marker:
         if self._teacher_texts is None:  # the teacher never changes: asked once
             self._teacher_texts = self._texts_of(self._teacher) if isinstance(self._teacher, LanguageModel) else {}
         force = forced_tokens(self._student, self._generation)
-        kept = cache(force) if force is not None else None  # asked again below, by `_forced`
-        rollouts = self._write(self._student, self._sampling, "student", kept)
+        insertions = Insertions(force)
+        rollouts = self._write(self._student, self._sampling, "student", None if force is None else insertions)
         return mark_rollouts(
             self._student,
             self._teacher,
             rollouts,
             self._divergence,
-            forced=[_forced(rollout.completion_ids, kept) for rollout in rollouts],
+            forced=[insertions.positions(rollout.completion_ids) for rollout in rollouts],
             prompts=self._prompts,
             teacher_texts=self._teacher_texts,
             temperature=self._loss_temperature,
@@ -185,17 +186,6 @@ class Marker:
         engine = NativeEngine(model, self._batch_rows, force=force)
         samples = [0] * len(self._prompts)
         return engine.generate(self._prompts, sampling, samples=samples, seed=self._seed, source=source)
-
-
-def _forced(completion_ids: tuple[int, ...], force: Force | None) -> frozenset[int]:
-    """Positions of the tokens `force` inserted: the engine asks it behind every token but those it still has to insert."""
-    positions: set[int] = set()
-    end = 1  # the first token is the writer's
-    while force is not None and end < len(completion_ids):
-        inserted = len(force(completion_ids[:end]) or ())
-        positions.update(range(end, min(end + inserted, len(completion_ids))))
-        end += inserted or 1
-    return frozenset(positions)
 
 
 @torch.no_grad()

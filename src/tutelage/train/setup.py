@@ -200,6 +200,12 @@ def pick_device(name: str | None) -> torch.device:
         raise UserError(f"the device is {name}, which torch does not know; use {known}, or drop the option") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"the device is {name}, but torch sees no CUDA device; drop the option to use the CPU")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"the device is {name}, but torch sees {count} CUDA devices; use cuda:0 to cuda:{count - 1}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"the device is {name}, but torch sees none; drop the option to use the CPU")
+    if device.type == "meta":
+        raise UserError("the device is meta, which computes nothing; drop the option")
     return device
 
 
