@@ -18,20 +18,18 @@ from comparisons import compared, on_policy, on_policy_wins
 from cost import cost
 from reward import reward_and_quality
 from samples import ONE_RATE, quality_and_diversity
+from layout import Verdict, metric_panel, values_table
 from tables import (
     DECODINGS,
     GREEDY,
     Estimated,
     Incomplete,
     Part,
-    Verdict,
-    metric_panel,
     over_seeds,
     positive,
     shown,
     shown_lead,
     slope,
-    values_table,
 )
 
 ITSELF = "the teacher itself"  # how the names of students begin that start as their teacher

@@ -8,13 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from layout import Panel, Verdict
 from tables import (
     DECODINGS,
     Estimated,
     Incomplete,
-    Panel,
     Part,
-    Verdict,
     above,
     shown,
 )

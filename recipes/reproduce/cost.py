@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from statistics import fmean
 
 from comparisons import compared, counted
-from tables import Estimated, Panel, Part, Verdict, over_seeds, shown
+from layout import Panel, Verdict
+from tables import (
+    Estimated,
+    Part,
+    over_seeds,
+    shown,
+)
 
 MOST = 2.2  # the upper end of what was published
 LEAST = 1.8

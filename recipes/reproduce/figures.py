@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tables import Panel
+from layout import Panel
 
 from tutelage.compare.plot import COLOURS
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import diversity
+import torch
 import verdicts
 from rich.console import Console
 
@@ -168,6 +169,7 @@ def before_all(parts: Sequence[str], options: argparse.Namespace, console: Conso
 
 def train_alone(job: Job) -> None:
     """The work of a process of `before_all`."""
+    torch.set_num_threads(job.threads)  # threads of two processes on the same cores wait for each other
     train(job.config, console=Console(quiet=True))
 
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
+from layout import Panel, Verdict
 from tables import (
     Estimated,
     Incomplete,
-    Panel,
     Part,
-    Verdict,
     apart,
     difference,
     origins,

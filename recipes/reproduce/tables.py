@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, variance
-from typing import Any
 
 from tutelage.eval.statistics import Interval, seed_summary, student_t_quantile
 
 GREEDY, SAMPLED = "greedy", "T=1"
 DECODINGS = (GREEDY, SAMPLED)
+INITIAL = "initial student"  # where a comparison has several, their names end with their paths
 Row = Mapping[str, str]
 Estimated = tuple[float, Interval | None]
 
@@ -146,8 +146,36 @@ class Part:
 
     @property
     def metric(self) -> str:
-        """The task's headline metric."""
-        return next(row["metric"] for row in self.runs if row["headline"].lower() == "true")
+        """The task's headline metric. Raises Incomplete without any run."""
+        found = next((row["metric"] for row in self.runs if row["headline"].lower() == "true"), None)
+        if found is None:
+            raise Incomplete(f"part {self.name}: no runs.csv with its headline metric")
+        return found
+
+    @property
+    def initial_students(self) -> dict[str, str]:
+        """Name -> how tables name it: with its path where there are several, of which one may have no path in its name."""
+        paths = {row["method"]: row["run"] for row in self.runs if row["method"].startswith(INITIAL)}
+        return {name: name if len(paths) == 1 else f"{INITIAL} {path}" for name, path in paths.items()}
+
+    @cached_property
+    def repeated(self) -> Part | None:
+        """The part "NAME_more" where it has trained some of the same methods anew, with the same seeds, and they came out otherwise."""
+        folders = with_more(self.folder, "runs.csv")
+        if len(folders) < 2 or len(set(self._from.values())) < 2:
+            return None
+        more = Part(folders[1])
+        return more if any(self._from.get(method) == self.name for method in more.methods) else None
+
+    def repeated_lead(self, one: str, other: str, decoding: str) -> Estimated | None:
+        """`lead` in the repetition; None where that has not trained both."""
+        more = self.repeated
+        return more.lead(one, other, decoding) if more and {one, other} <= set(more.methods) else None
+
+    def surely_ahead(self, one: str, other: str, decoding: str) -> bool:
+        """Whether the lead of one over the other is positive with its interval, in the repetition too."""
+        again = self.repeated_lead(one, other, decoding)
+        return positive(self.lead(one, other, decoding)[1]) and (again is None or positive(again[1]))
 
 
 def with_more(folder: Path, name: str) -> list[Path]:
@@ -266,10 +294,12 @@ def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Estimate
 
 
 def apart(one: Mapping[int, float], other: Mapping[int, float]) -> Estimated:
-    """Mean of one minus the mean of the other, of runs that are not paired, with Welch's interval.
+    """Mean of one minus the mean of the other, of runs that are not paired, with Welch's interval. Raises Incomplete without a value of either.
 
     Source: Welch 1947; the degrees of freedom (Satterthwaite's) are rounded down to a whole number, which widens the interval.
     """
+    if not one or not other:
+        raise Incomplete("runs to compare have no finished seed")
     lead = fmean(one.values()) - fmean(other.values())
     if min(len(one), len(other)) < 2:
         return lead, None
@@ -292,89 +322,3 @@ def slope(points: Mapping[float, Mapping[int, float]]) -> Estimated:
     centre = fmean(points)
     scatter = sum((x - centre) ** 2 for x in points)
     return over_seeds({seed: sum((x - centre) * points[x][seed] for x in points) / scatter for seed in seeds})
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A pipe table."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One plot of a claim's figure.
-
-    Attributes:
-        title, x_label, y_label: texts; no x_label where x is a name.
-        series: name -> x -> estimate. Where x is a number the points are joined.
-    """
-
-    title: str
-    x_label: str
-    y_label: str
-    series: Mapping[str, Mapping[Any, Estimated]]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a claim.
-
-    Attributes:
-        claim: its number.
-        title: the claim.
-        published: what the paper found.
-        checks: whether each thing held that the criterion asks for.
-        criterion: what had to hold.
-        table: header and rows.
-        found: what the outcome rests on; several things in several lines.
-        parts: whose tables it is made from.
-        panels: of its figure.
-    """
-
-    claim: int
-    title: str
-    published: str
-    checks: Sequence[bool]
-    criterion: str
-    table: tuple[Sequence[str], Sequence[Sequence[str]]]
-    found: str
-    parts: tuple[str, ...]
-    panels: tuple[Panel, ...]
-
-    def __post_init__(self) -> None:
-        """Raises Incomplete where nothing was checked."""
-        if not self.checks:
-            raise Incomplete("no run to judge it by")
-
-    @property
-    def outcome(self) -> str:
-        """All, some or none of what the claim says."""
-        if all(self.checks):
-            return "reproduced"
-        return "reproduced in part" if any(self.checks) else "not reproduced"
-
-    @property
-    def anchor(self) -> str:
-        """For links within the page."""
-        return f"claim-{self.claim}"
-
-    @property
-    def figure(self) -> str:
-        """The file of its figure, beside the page."""
-        return f"claim-{self.claim}.png"
-
-
-def values_table(part: Part, methods: list[str]) -> tuple[list[str], list[list[str]]]:
-    """The headline metric on test by method and decoding; the initial student and the teacher below."""
-    rows = [[m, *(shown(*part.line(m, d).value) for d in DECODINGS)] for m in methods]
-    for name in ("initial student", "teacher"):
-        values = [part.reference(name, d) for d in DECODINGS]
-        if None not in values:
-            rows.append([name, *(shown(value) for value in values if value is not None)])
-    return [f"{part.metric} on the test split [over seeds]", *DECODINGS], rows
-
-
-def metric_panel(part: Part, title: str = "", numbers: Mapping[str, float] | None = None, x_label: str = "") -> Panel:
-    """The headline metric on test by method, or over the number that a method stands for."""
-    series = {d: {(numbers or {}).get(m, m): part.line(m, d).value for m in part.methods} for d in DECODINGS}
-    return Panel(title, x_label, f"{part.metric}, test", series)

@@ -11,18 +11,15 @@ import figures
 from claims import JUDGES
 from comparisons import STUDIES
 from reward import HARD, ONE_RATE, WEAK_START
+from layout import Panel, Verdict, markdown, values_table
 from tables import (
     DECODINGS,
     Estimated,
     Incomplete,
-    Panel,
     Part,
-    Verdict,
     about_other_runs,
     above,
-    markdown,
     shown,
-    values_table,
     with_more,
 )
 
