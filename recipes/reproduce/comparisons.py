@@ -120,10 +120,12 @@ def _wins(part: Part, ours: str, decoding: str, least: float) -> tuple[bool, str
     others = [part.gain(m, decoding) for m in FIXED]
     won = _meets(part.gain(ours, decoding), others, least)
     ratios = [
-        f"{gain / other:.2f} times what {m} does" if other > 0 else f"where {m} gains nothing"
-        for m, (other, _) in zip(FIXED, others, strict=True)
+        f"{gain / other:.2f} times what {m} does" for m, (other, _) in zip(FIXED, others, strict=True) if other > 0
     ]
-    words = [f"{ours} gains {' and '.join(ratios) if gain > 0 else 'nothing'}, {_word(won)}"]
+    idle = [m for m, (other, _) in zip(FIXED, others, strict=True) if other <= 0]
+    much = " and ".join(ratios) or shown(*part.gain(ours, decoding))
+    beside = f" ({' and '.join(idle)} gain{'s' * (len(idle) == 1)} nothing)" if idle else ""
+    words = [f"{ours} gains {much + beside if gain > 0 else 'nothing'}, {_word(won)}"]
     for control in part.methods:
         if control not in FIXED and not control.startswith("on-policy"):
             words.append(f"{control}, gains {shown(*part.gain(control, decoding))}")

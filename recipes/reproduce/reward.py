@@ -29,8 +29,8 @@ JUDGED = {
 ONE_RATE, WEAK_START = "rl_one_rate", "rl_weak_start"
 TRIALS = "rl-trials.json"  # beside the folder of the tables
 RATES = (  # of rl.yaml; no table has them
-    "Of the three rates tried for each alpha (rl_rates.yaml: 0.0001, 0.0003 and 0.001) both ends took 0.0001, the smallest: a still smaller "
-    "one may suit them better. The alphas inside took 0.0003."
+    "Of the three rates tried for each alpha (rl_rates.yaml: 0.0001, 0.0003 and 0.001) both ends took 0.0001, the smallest: a still "
+    "smaller one may suit them better. The alphas inside took 0.0003."
 )
 PerSeed = Mapping[str, Mapping[int, float]]
 
@@ -63,13 +63,14 @@ def reward_and_quality(parts: Mapping[str, Part]) -> Verdict | None:
         "RL + GKD improves reward and quality together",
         "reward (entailment) rises as alpha falls, ROUGE-2 as it rises; both above the initial student",
         checks,
-        "Per setting: of the alphas between 0 and 1 the one with the highest reward on validation (T = 1, mean over seeds) is judged on test: "
-        "it surely (95% interval over paired seeds) has a higher reward than both ends and is not surely farther from the teacher than GKD "
-        "alone, or it is surely nearer to the teacher than both and has not surely less reward than either; it surely has a higher reward "
-        "than GKD alone; greedily, as quality, it is not surely behind GKD alone; and, as published, reward alone ends with more reward than "
-        "GKD alone. In part: some of this. (The distance is measured on validation. Easy problems with a sampled-token teacher were set up "
-        f"after five settings had not met it: [trials](../{TRIALS}); of the two with tables, problems of "
-        "medium difficulty are judged too and the first attempt is told of. The check of greedy accuracy was added after the runs.)",
+        "Per setting: of the alphas between 0 and 1 the one with the highest reward on validation (T = 1, mean over seeds) is judged on "
+        "test: it surely (95% interval over paired seeds) has a higher reward than both ends and is not surely farther from the teacher "
+        "than GKD alone, or it is surely nearer to the teacher than both and has not surely less reward than either; it surely has a "
+        "higher reward than GKD alone; greedily it is not surely behind GKD alone (the published claim has quality too); and, as "
+        "published, reward alone ends with more reward than GKD alone. In part: some of this. (The distance is measured on validation. "
+        f"The setting of easy problems was set up after five settings had not met it: [trials](../{TRIALS}). Of those five, problems of "
+        "medium difficulty are judged too; the first attempt, from a weak student, is told of; the others have no tables. What is "
+        "asked greedily was added after the runs.)",
         (["", "reward = accuracy at T = 1, test", "accuracy, greedy, test", "reverse KL to the teacher, nats"], rows),
         "\n".join(found),
         tuple(name for name in ("rl", ONE_RATE, HARD, WEAK_START) if parts[name].is_there),

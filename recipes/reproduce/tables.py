@@ -161,14 +161,15 @@ class Part:
     @cached_property
     def repeated(self) -> Part | None:
         """The part "NAME_more" where it has trained some of the same methods anew, with the same seeds, and they came out otherwise."""
-        folders = with_more(self.folder, "runs.csv")
-        if len(folders) < 2 or len(set(self._from.values())) < 2:
-            return None
-        more = Part(folders[1])
-        return more if any(self._from.get(method) == self.name for method in more.methods) else None
+        folder = repetition(self.folder, "runs.csv")
+        return None if folder is None else Part(folder)
+
+    def is_added(self, method: str) -> bool:
+        """Whether the method's runs are those of "NAME_more"."""
+        return self._from[method] != self.name
 
     def repeated_lead(self, one: str, other: str, decoding: str) -> Estimated | None:
-        """`lead` in the repetition; None where that has not trained both."""
+        """`lead` among the runs of the repetition alone; None where that has not trained both."""
         more = self.repeated
         return more.lead(one, other, decoding) if more and {one, other} <= set(more.methods) else None
 
@@ -210,6 +211,21 @@ def origins(folder: Path, name: str) -> dict[str, str]:
             if row["seed"]:  # not of an initial student or a teacher
                 found.setdefault(row["method"], folder.name if alike else part)
     return found
+
+
+def repetition(folder: Path, name: str) -> Path | None:
+    """The folder of "NAME_more" where runs that it shares with "NAME" came out otherwise; None else.
+
+    Args:
+        folder: of "NAME".
+        name: of a table with a row for each run.
+    """
+    folders = with_more(folder, name)
+    several = [read(path / name) for path in folders]
+    if _alike(several):
+        return None
+    one, more = ({row["method"] for row in rows if row["seed"]} for rows in several)
+    return folders[1] if one & more else None
 
 
 def _alike(tables: Sequence[Sequence[Row]]) -> bool:
@@ -294,7 +310,9 @@ def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Estimate
 
 
 def apart(one: Mapping[int, float], other: Mapping[int, float]) -> Estimated:
-    """Mean of one minus the mean of the other, of runs that are not paired, with Welch's interval. Raises Incomplete without a value of either.
+    """Mean of one minus the mean of the other, of runs that are not paired, with Welch's interval.
+
+    Raises Incomplete without a value of either.
 
     Source: Welch 1947; the degrees of freedom (Satterthwaite's) are rounded down to a whole number, which widens the interval.
     """

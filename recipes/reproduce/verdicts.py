@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import figures
 from claims import JUDGES
 from comparisons import STUDIES
-from reward import HARD, ONE_RATE, WEAK_START
 from layout import Panel, Verdict, markdown, values_table
+from reward import HARD, ONE_RATE, WEAK_START
 from tables import (
     DECODINGS,
     Estimated,
@@ -79,15 +80,22 @@ def page(verdicts: list[Verdict], parts: dict[str, Part], still_open: dict[int, 
         sections.append(f"Without tables as yet: claim{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}.")
     sections += [f"Claim {claim} cannot be judged yet: {lack}." for claim, lack in still_open.items()]
     sections += [section(verdict, folder) for verdict in verdicts]
-    if parts["sizes"].is_there:
-        heading = "## When on-policy training pays: size of the student, number of worked answers"
-        try:
-            sections += [heading, sizes(parts["sizes"], folder)]
-        except Incomplete as lack:
-            sections += [heading, f"Not complete yet: {lack}."]
-    sections += [
-        told(parts[name]) for name, told in (("baselines", baselines), ("later", later)) if parts[name].is_there
-    ]
+    without: tuple[tuple[str, str, Callable[[Part], str]], ...] = (
+        (
+            "sizes",
+            "When on-policy training pays: size of the student, number of worked answers",
+            lambda part: sizes(part, folder),
+        ),
+        ("baselines", "Every baseline, on arithmetic", baselines),
+        ("later", "Later methods", later),
+    )
+    for name, heading, told in without:
+        if parts[name].is_there:
+            try:
+                body = told(parts[name])
+            except Incomplete as lack:
+                body = f"Not complete yet: {lack}."
+            sections += [f"## {heading}", body]
     return "\n\n".join(sections) + "\n"
 
 
@@ -136,7 +144,12 @@ def sizes(part: Part, folder: Path) -> str:
         gains = _by_size(part, decoding)
         header = ["gain on the test split", *gains]
         panels.append(Panel(decoding, "", f"gain in {part.metric}, test", gains))
-        ours = next(data for data in gains if data.startswith("on-policy"))
+        ours = next((data for data in gains if data.startswith("on-policy")), None)
+        if ours is None:
+            raise Incomplete(f"part {part.name}: no finished run of on-policy GKD")
+        for data in gains:
+            if lacks := [f"{size}, {data}" for size in gains[ours] if size not in gains[data]]:
+                raise Incomplete(f"part {part.name}: no finished run of {'; '.join(lacks)}")
         for size in gains[ours]:
             rows.append([f"{size} parameters, {decoding}", *(shown(*of_size[size]) for of_size in gains.values())])
             surely = [
@@ -160,15 +173,14 @@ def sizes(part: Part, folder: Path) -> str:
     )
 
 
-def without_verdict(part: Part, heading: str, remarks: list[str]) -> str:
-    """A section with the table of a part that no claim is judged by."""
+def without_verdict(part: Part, remarks: list[str]) -> str:
+    """The table of a part that no claim is judged by."""
     header, values = values_table(part, part.methods)
     seconds = {m: f"{part.line(m, DECODINGS[0]).seconds:.0f}" for m in part.methods}
     rows = [[*row, seconds.get(row[0], "–")] for row in values]
     links = ", ".join(f"[{path.name}]({path.name}/results.md)" for path in with_more(part.folder, "runs.csv"))
-    others = about_other_runs(part.folder)
     about = " ".join(f"{remark}." for remark in [*remarks, f"Tables: {links}"])
-    return f"## {heading}\n\n{markdown([*header, 'seconds of training'], rows)}\n\n{about}{' ' * bool(others)}{others}"
+    return f"{markdown([*header, 'seconds of training'], rows)}\n\n{about}"
 
 
 def baselines(part: Part) -> str:
@@ -177,7 +189,7 @@ def baselines(part: Part) -> str:
         "Outputs to 1,000 problems, own sequences to 10,000",
         "One rate for fixed, one for own and mixed sequences",
     ]
-    return without_verdict(part, "Every baseline, on arithmetic", remarks)
+    return without_verdict(part, remarks)
 
 
 def later(part: Part) -> str:
@@ -187,7 +199,7 @@ def later(part: Part) -> str:
         if "DistiLLM" in part.methods
         else []
     )
-    return without_verdict(part, "Later methods", [*remarks, "Rates: the best on validation of those tried"])
+    return without_verdict(part, [*remarks, "Rates: the best on validation of those tried"])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tutelage.compare.table import COLUMNS
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "reproduce"
 NAMES = (
     "tables",
+    "layout",
     "reward",
     "samples",
     "comparisons",

@@ -116,6 +116,20 @@ def test_claim_1_says_what_speaks_against_it(scripts: dict[str, Any], tmp_path: 
     assert "gains at equal time (validation): on-policy GKD jsd(0.5) -2.5, supervised KD 1.0, SeqKD 1.0" in found
 
 
+def test_claim_1_puts_a_method_that_gains_nothing_apart(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {**FIXED, "on-policy GKD jsd(0.5)": [26.0, 27.0, 28.0]}
+    gains = {"supervised KD": (-1.0, -2.0, 0.0), "on-policy GKD jsd(0.5)": (4.0, 3.0, 5.0), "SeqKD": (2.0, 1.0, 2.5)}
+    for name, seqkd, words in (
+        ("one", 2.0, "2.00 times what SeqKD does (supervised KD gains nothing)"),
+        ("both", -1.0, "4.0 [3.0, 5.0] (supervised KD and SeqKD gain nothing)"),
+    ):
+        write(tmp_path / name / "methods", values, gains=gains | {"SeqKD": (seqkd, -2.0, 2.5)})
+        found = judged(scripts, "on_policy_wins", tmp_path / name).found
+        assert f"greedy: on-policy GKD jsd(0.5) gains {words}, criterion met;" in found or (
+            f"greedy: on-policy GKD jsd(0.5) gains {words}, criterion met." in found
+        )
+
+
 MET = {"supervised KD": (10.0, 8.0, 12.0), "SeqKD": (9.0, 7.0, 11.0), "on-policy GKD jsd(0.5)": (16.0, 14.0, 18.0)}
 
 

@@ -50,8 +50,25 @@ def test_claim_8_counts_no_repetition_and_no_busy_run(scripts: dict[str, Any], t
     assert (
         "with a control, on-policy GKD jsd(0.5): 3.00 [3.00, 3.00] times (a repetition; not counted)." in verdict.found
     )
-    busy = "multi30k_low_data, on-policy GKD, 1,450 sentences: 4.00 [4.00, 4.00] times; not counted"
-    assert busy in verdict.found
+    busy = "multi30k_low_data, on-policy GKD, 1,450 sentences: 4.00 times; not counted and without an interval"
+    assert f"{busy}: its stored runs had other work beside them" in verdict.found
+    write(tmp_path / "multi30k_all", {"supervised KD": [1.0, 1.0]})
+    shared = "only its own runs had other work beside them (docs/LOG.md), those of supervised KD are multi30k_all's."
+    assert f"{busy}: {shared}" in judged(scripts, "cost", tmp_path).found
+
+
+def test_claim_8_says_how_little_it_costs_where_that_is_less_than_published(
+    scripts: dict[str, Any], tmp_path: Path
+) -> None:
+    values = {**FIXED, "on-policy GKD a": [26.0, 27.0, 28.0], "on-policy GKD b": [26.0, 27.0, 28.0]}
+    for name, most, end in (
+        ("less", 1.75, ": here it costs less than published, 1.50 to 1.75 times."),
+        ("as", 2.0, "."),
+    ):
+        write(tmp_path / name / "methods", values, seconds={"on-policy GKD a": 1.5, "on-policy GKD b": most})
+        verdict = judged(scripts, "cost", tmp_path / name)
+        assert verdict.title == "Sampling on-policy costs at most about twice a step on fixed data"
+        assert verdict.found.splitlines()[0].endswith(f"lie below the published 1.8 to 2.2{end}")
 
 
 def test_claim_8_without_a_common_seed_has_no_interval(scripts: dict[str, Any]) -> None:

@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 
 from tests.conftest import build_module, tokenizer
+from tests.recipes.conftest import FOLDER, NAMES
 from tutelage.compare import compare
 from tutelage.train import config_io
 
-FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "reproduce"
 CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant:{% endif %}"
@@ -31,7 +31,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     monkeypatch.syspath_prepend(FOLDER)
     yield importlib.import_module("smollm2")
-    for name in ("smollm2", "reproduce", "verdicts", "claims", "reward", "figures", "tables", "diversity"):
+    for name in ("smollm2", *NAMES):
         sys.modules.pop(name, None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.recipes.conftest import write
+from tests.recipes.conftest import FIXED, write
 
 
 def test_the_page_has_what_there_is_and_says_what_is_missing(scripts: dict[str, Any], tmp_path: Path) -> None:
@@ -61,4 +61,31 @@ def test_later_methods_have_intervals_and_a_student_to_be_compared_with(
         assert row in page
     assert "half its steps are on the references of the 10,000 problems." in page
     assert "Tables: [later](later/results.md), [later_more](later_more/results.md)." in page
-    assert "MiniLLM, AdamW: other runs (later_more) than the rest of later" in page
+    assert "other runs (later_more)" not in page  # no difference is computed
+
+
+def test_a_section_without_a_verdict_that_lacks_a_run_says_so(scripts: dict[str, Any], tmp_path: Path) -> None:
+    write(
+        tmp_path / "sizes",
+        {
+            "0.1 M, supervised KD, 1,000 answers": [1.0, 2.0],
+            "0.4 M, supervised KD, 1,000 answers": [1.0, 2.0],
+            "0.4 M, supervised KD, 10,000 answers": [1.0, 2.0],
+            "0.1 M, on-policy GKD, 10,000 problems": [1.0, 2.0],
+            "0.4 M, on-policy GKD, 10,000 problems": [1.0, 2.0],
+        },
+    )
+    for name in ("later", "methods", "baselines"):
+        (write(tmp_path / name, {**FIXED, "on-policy GKD a": [1.0, 2.0, 3.0]}) / "runs.csv").unlink()
+    page = scripts["verdicts"].write(tmp_path).read_text()
+    lack = "Not complete yet: part {}: no runs.csv with its headline metric."
+    for part, heading in (("later", "Later methods"), ("baselines", "Every baseline, on arithmetic")):
+        assert f"## {heading}\n\n{lack.format(part)}" in page
+    assert "Not complete yet: part sizes: no finished run of 0.1 M, supervised KD, 10,000 answers." in page
+    assert "Claim 8 cannot be judged yet: part methods: no finished run of supervised KD." in page
+
+
+def test_words_stand_to_the_left(scripts: dict[str, Any]) -> None:
+    rows = [["1", "On-policy wins", "2 of 3", "–"], ["2", "4 temperatures", "-1.5 [-2.0, -1.0] (chosen)", "4.0"]]
+    table = scripts["layout"].markdown(["claim", "", "checks", "gain"], rows)
+    assert table.splitlines()[1] == "| --- | --- | ---: | ---: |"
