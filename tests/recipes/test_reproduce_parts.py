@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from tests.recipes.conftest import FOLDER
@@ -173,3 +174,16 @@ def test_models_that_parts_start_from_are_trained_once_and_before_all(
     failures.append(Failure("training student-small", Path("student-small"), "out of memory"))
     with pytest.raises(UserError, match="training student-small failed: out of memory"):
         reproduce.before_all(["sizes"], options, quiet)
+
+
+def test_a_training_before_the_parts_has_the_threads_of_its_job(
+    scripts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(scripts["reproduce"], "train", lambda config, console: seen.append(torch.get_num_threads()))
+    try:
+        torch.set_num_threads(2)
+        scripts["reproduce"].train_alone(SimpleNamespace(config=None, threads=1))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
