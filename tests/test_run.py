@@ -221,8 +221,8 @@ def test_marks_are_made_at_the_teachers_own_temperature(make_config: Callable[..
         run.run(config, student=live(), teacher=live(seed=1), task=Sums())
         found[name] = marks.read_all(config.output)[0][0].tokens[0]
     # The likeliest of the teacher's tokens, at temperature 1 and at 1/4: p_i^4 / p_j^4.
-    (_, first), (_, second) = found["same"].teacher[:2]
-    (_, sharp_first), (_, sharp_second) = found["sharp"].teacher[:2]
+    first, second = (choice.probability for choice in found["same"].teacher[:2])
+    sharp_first, sharp_second = (choice.probability for choice in found["sharp"].teacher[:2])
     assert sharp_first / sharp_second == pytest.approx((first / second) ** 4, rel=1e-3)
 
 

@@ -204,8 +204,6 @@ def pick_device(name: str | None) -> torch.device:
         raise UserError(f"the device is {name}, but torch sees {count} CUDA devices; use cuda:0 to cuda:{count - 1}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"the device is {name}, but torch sees none; drop the option to use the CPU")
-    if device.type == "meta":
-        raise UserError("the device is meta, which computes nothing; drop the option")
     return device
 
 
