@@ -227,3 +227,29 @@ def test_the_distance_from_the_teacher_is_left_out_when_asked(
     for evaluation in (found.before, found.after):
         assert evaluation is not None
         assert set(evaluation.divergence) == ({"greedy", "T=1", "references"} if measured else set())
+
+
+def short(prompt: str, completion: str, reference: str | None, example: Example) -> float:
+    """A reward that any text earns: 1 for an empty one."""
+    return 1 / (1 + len(completion))
+
+
+def test_the_reward_is_measured_on_held_out_examples_before_and_after(make_config: Callable[..., Config]) -> None:
+    rl = {"reward": f"{__name__}:short", "alpha": 0.5}
+    config = make_config(method="rl_gkd", rl=rl, **{"eval.final": "auto", "rollout.samples_per_prompt": 3})
+    console = Console(file=io.StringIO(), width=160)
+    result = run.run(config, student=live(), teacher=live(seed=1), task=Sums(), console=console)
+    for evaluation in (result.before, result.after):
+        assert evaluation is not None
+        for row in evaluation.rows:
+            written = [each for each in evaluation.completions if each.decoding == row.decoding]
+            assert [each.reward for each in written] == [1 / (1 + len(each.text)) for each in written]
+            assert row.reward is not None
+            assert row.reward.value == pytest.approx(sum(each.reward or 0.0 for each in written) / len(written))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = {line.split("│")[1].strip(): line for line in printed.splitlines() if line.startswith("│")}
+    assert {"reward", "reward, greedy", "reward, T=1"} <= lines.keys()
+    assert result.after is not None
+    reward = result.after.row("T=1").reward
+    assert reward is not None
+    assert f"{reward.value:.3f} [" in lines["reward, T=1"]

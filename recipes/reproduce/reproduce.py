@@ -50,12 +50,14 @@ ARITHMETIC = (
     "rl_hard",
     "rl_one_rate",
     "rl_rates",
+    "rl_gamed",
     "self",
     "self_more",
     "self_rates",
     "sizes",
     "later",
     "later_more",
+    "teachers",
 )
 MULTI30K = ("multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data")
 # Samples the students of another part.
@@ -72,9 +74,11 @@ MORE = (
     "diversity_more",
     "later_more",
     "low_data_more",
+    "rl_gamed",
     "rl_hard",
     "rl_one_rate",
     "self_more",
+    "teachers",
 )
 ASKED_FOR = ("rates", "rl_rates", "self_rates", "fractions", "later", "sizes", *MORE, *MULTI30K, "multi30k_diversity")
 # A part's recipe goes over this one.

@@ -137,10 +137,11 @@ class Part:
             raise Incomplete(f"part {self.name}: no finished run of {method}")
         return found
 
-    def reference(self, name: str, decoding: str) -> float | None:
-        """The headline metric of "initial student" or "teacher" on the test split."""
+    def reference(self, name: str, decoding: str, metric: str | None = None) -> float | None:
+        """A metric of "initial student" or "teacher" on the test split, the headline where none is named; None where it has none."""
         for row in self.runs:
-            if row["method"] == name and row["decoding"] == decoding and row["headline"].lower() == "true":
+            asked = row["headline"].lower() == "true" if metric is None else row["metric"] == metric
+            if row["method"] == name and row["decoding"] == decoding and asked:
                 return float(row["value"])
         return None
 

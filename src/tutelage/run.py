@@ -21,10 +21,12 @@ from tutelage.console import make_console
 from tutelage.errors import UserError
 from tutelage.eval import marks
 from tutelage.eval.evaluate import evaluate
-from tutelage.eval.results import Completion, Evaluation, changed_keys, read, save, shortened
+from tutelage.eval.results import Completion, Evaluation, Row, changed_keys, read, save, shortened
+from tutelage.eval.statistics import Interval
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
 from tutelage.report import write_report
+from tutelage.rewards.rewarder import Rewarder
 from tutelage.tasks.base import Task
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import loop, metrics
@@ -36,6 +38,8 @@ from tutelage.train.signals import how_to_go_on, leaving_on_sigterm
 
 # Given what makes an evaluation, returns it, or the same that was made before.
 Start = Callable[[Callable[[], Evaluation]], Evaluation]
+# A measure of one decoding: its name, its value, the value's interval.
+Measured = tuple[str, float | None, Interval | None]
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ class _Judge:
         return result
 
     def _full(self, when: str) -> Evaluation:
-        """An evaluation in all the run's decodings, with the distance from the teacher."""
+        """An evaluation in all the run's decodings, with the distance from the teacher and the reward."""
         examples, decodings = len(self.parts.held_out), len(self.config.eval.temperatures)
         metrics.announce(f"evaluating, {when}: {examples} examples x {decodings} decodings", self.config.log.progress)
         columns = (TextColumn(f"evaluating, {when}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -168,6 +172,7 @@ class _Judge:
             shown = bar.add_task("", total=None)
             return self._evaluate(
                 teacher=self.parts.teacher if self.config.eval.teacher_divergence else None,
+                rewarder=self.parts.rewarder,
                 samples_per_prompt=self.config.eval.samples_per_prompt,
                 bootstrap=self.config.eval.bootstrap,
                 progress=lambda done, total: bar.update(shown, completed=done, total=total),
@@ -189,7 +194,7 @@ class _Judge:
 
     def headline(self, step: int) -> Mapping[str, float]:
         """The headline metric by decoding, for the metrics file."""
-        result = self._evaluate(teacher=None, samples_per_prompt=1, bootstrap=0, progress=None)
+        result = self._evaluate(teacher=None, rewarder=None, samples_per_prompt=1, bootstrap=0, progress=None)
         if step < self.config.train.steps:  # the last step's are the full evaluation's
             self._mark(step)
         return {f"{row.metric} {row.decoding}": row.value for row in result.rows if row.value is not None}
@@ -225,7 +230,13 @@ class _Judge:
             marks.save(self.marker.mark(), self.config.output, step)
 
     def _evaluate(
-        self, *, teacher: Any, samples_per_prompt: int, bootstrap: int, progress: Callable[[int, int], None] | None
+        self,
+        *,
+        teacher: Any,
+        rewarder: Rewarder | None,
+        samples_per_prompt: int,
+        bootstrap: int,
+        progress: Callable[[int, int], None] | None,
     ) -> Evaluation:
         return evaluate(
             self.parts.student.model,
@@ -238,6 +249,7 @@ class _Judge:
             samples_per_prompt=samples_per_prompt,
             bootstrap=bootstrap,
             teacher=teacher.model if isinstance(teacher, LocalTeacher) else None,
+            rewarder=rewarder,
             progress=progress,
         )
 
@@ -277,7 +289,8 @@ def _summary(
         "loss": (first["loss"], last["loss"]),
         "tokens": sum(r["tokens"] for r in records),
         "seconds": seconds,
-        "evaluations": _evaluations(before, after),
+        "evaluations": _evaluations(before, after, lambda row: (row.metric, row.value, row.interval)),
+        "rewards": _evaluations(before, after, _reward),
     }
     if after is not None and after.rows and any(row.interval is not None for row in after.rows):
         summary["examples"] = after.rows[0].examples
@@ -291,14 +304,21 @@ def _summary(
     return summary
 
 
-def _evaluations(before: Evaluation | None, after: Evaluation | None) -> dict[str, tuple[Any, Any]]:
-    """Metric and decoding -> values with intervals before and after."""
+def _reward(row: Row) -> Measured:
+    return ("reward", None, None) if row.reward is None else ("reward", row.reward.value, row.reward.interval)
+
+
+def _evaluations(
+    before: Evaluation | None, after: Evaluation | None, measured: Callable[[Row], Measured]
+) -> dict[str, tuple[Any, Any]]:
+    """Measure and decoding -> values with intervals before and after."""
     found: dict[str, tuple[Any, Any]] = {}
     for position, evaluation in enumerate((before, after)):
         for row in evaluation.rows if evaluation is not None else ():
-            if row.value is not None:
-                low, high = (row.interval.low, row.interval.high) if row.interval else (row.value, row.value)
-                pair = list(found.get(f"{row.metric}, {row.decoding}", (None, None)))
-                pair[position] = {"value": row.value, "low": low, "high": high}
-                found[f"{row.metric}, {row.decoding}"] = (pair[0], pair[1])
+            name, value, interval = measured(row)
+            if value is not None:
+                low, high = (interval.low, interval.high) if interval else (value, value)
+                pair = list(found.get(f"{name}, {row.decoding}", (None, None)))
+                pair[position] = {"value": value, "low": low, "high": high}
+                found[f"{name}, {row.decoding}"] = (pair[0], pair[1])
     return found

@@ -75,10 +75,20 @@ def run_record(
     )
 
 
-def held_out_record(value: float, protocol: EvaluationProtocol, examples: str = "these") -> EvaluationRecord:
+def half(prompt: str, completion: str, reference: str | None, example: Any) -> float:
+    """A reward that is always 0.5."""
+    return 0.5
+
+
+def held_out_record(
+    value: float, protocol: EvaluationProtocol, examples: str = "these", reward: float | None = None
+) -> EvaluationRecord:
     """A test whose metric is `value` on every resample of the examples."""
     constant = {"greedy": (value,) * protocol.resamples}
-    return EvaluationRecord(protocol=protocol, examples=examples, scores=(score(value),), replicates=constant)
+    scores = [score(value)]
+    if reward is not None:
+        scores.append(Score(metric="reward", decoding="greedy", value=reward, low=reward - 0.25, high=reward + 0.25))
+    return EvaluationRecord(protocol=protocol, examples=examples, scores=tuple(scores), replicates=constant)
 
 
 @dataclass
@@ -113,7 +123,8 @@ class Worker:
             records.write(record, job.folder / RUN_RECORD)
         if job.test is not None and job.test_record is None:
             self.tested.append(job.label)
-            records.write(held_out_record(value, job.test), job.folder / TEST_RECORD)
+            reward = None if job.config.rl.reward is None else 1 - value / 100
+            records.write(held_out_record(value, job.test, reward=reward), job.folder / TEST_RECORD)
 
 
 @pytest.fixture

@@ -57,6 +57,22 @@ def test_end_to_end(models: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")} == before
 
 
+def test_runs_and_references_are_rewarded(models: Path, tmp_path: Path) -> None:
+    rl = {
+        "method": "rl_gkd",
+        "rl": {"reward": "tests.compare.conftest:half", "alpha": 0.5},
+        "rollout.samples_per_prompt": 2,
+    }
+    recipe = raw(models, tmp_path / "out", seeds=[0])
+    recipe["methods"] = [{"name": "rl", **rl}]
+    result = compare(recipe, console=QUIET, in_processes=False)
+    assert result.failures == ()
+    tests = [result.methods[0].runs[0].test, *(reference.test for reference in result.references)]
+    for scores in (result.methods[0].runs[0].record.scores, *(test.scores for test in tests)):
+        found = [(score.decoding, score.value, score.low) for score in scores if score.metric == "reward"]
+        assert found == [("greedy", 0.5, 0.5), ("T=1", 0.5, 0.5)]
+
+
 def make_job(models: Path, output: Path, test: EvaluationProtocol | None = None) -> Job:
     recipe = read(raw(models, output))
     cell = plan.make_cell(recipe, plan.expand(recipe)[1], {}, 0)

@@ -184,6 +184,46 @@ def test_another_prompt_or_metric_tests_the_references_anew(changed: dict[str, A
     assert tested(task, [kd, other]) == ["other, seed 0"]
 
 
+def rewarded(alpha: float, reward: str = "accuracy") -> dict[str, Any]:
+    return {"name": f"alpha {alpha}", "method": "rl_gkd", "rl": {"reward": reward, "alpha": alpha}}
+
+
+def test_the_reward_stands_beside_the_metric(run_comparison: Run, tmp_path: Path) -> None:
+    worker, printed = Worker(lambda job: 30.0 + 10 * job.config.seed + 40 * job.config.rl.alpha), io.StringIO()
+    kd = {"name": "kd", "method": "supervised_kd"}
+    run_comparison(worker, printed, methods=[rewarded(0.0), rewarded(0.5), kd])
+    page = (tmp_path / "compare" / "results.md").read_text()
+    table = page.split("**Reward, on the test split")[1].split("**")[1]
+    # By hand: the worker's reward is 1 - metric / 100; Student's t with one degree of freedom is 12.706.
+    assert [line.split(" | ") for line in table.split("\n\n")[1].splitlines()[2:]] == [
+        ["| alpha 0.0", "greedy", "0.650 [0.015, 1.285]", "35.0 [-28.5, 98.5]", "2 |"],
+        ["| alpha 0.5", "greedy", "0.450 [-0.185, 1.085]", "55.0 [-8.5, 118.5]", "2 |"],
+        ["| initial student", "greedy", "0.900 [0.650, 1.150]", "10.0 [9.0, 11.0]", "– |"],
+        ["| teacher", "greedy", "0.100 [-0.150, 0.350]", "90.0 [89.0, 91.0]", "– |"],
+    ]
+    assert "Reward, on the test split" in printed.getvalue()
+    rows = [row for row in rows_of(tmp_path / "compare" / "runs.csv") if row["metric"] == "reward"]
+    assert [(row["method"], float(row["value"])) for row in rows] == [
+        ("initial student", 0.9), ("teacher", pytest.approx(0.1)), ("alpha 0.0", 0.7), ("alpha 0.0", 0.6), ("alpha 0.5", 0.5),
+        ("alpha 0.5", 0.4),
+    ]  # fmt: skip
+
+
+def test_references_are_rewarded_by_what_all_methods_share(run_comparison: Run, tmp_path: Path) -> None:
+    def tested(*methods: dict[str, Any]) -> tuple[list[str], list[str]]:
+        worker = Worker()
+        run_comparison(worker, methods=list(methods), seeds=[0])
+        rows = [row for row in rows_of(tmp_path / "compare" / "runs.csv") if row["metric"] == "reward"]
+        return [label for label in worker.tested if "seed" not in label], [row["method"] for row in rows]
+
+    assert tested(rewarded(0.5)) == (["initial student", "teacher"], ["initial student", "teacher", "alpha 0.5"])
+    # Tested again: by another reward, or without one where two methods have different ones.
+    other = rewarded(0.25, "tests.compare.conftest:half")
+    assert tested(other) == (["initial student", "teacher"], ["initial student", "teacher", "alpha 0.25"])
+    assert tested(rewarded(0.5), other) == (["initial student", "teacher"], ["alpha 0.5", "alpha 0.25"])
+    assert tested(rewarded(0.5)) == ([], ["initial student", "teacher", "alpha 0.5"])
+
+
 def test_methods_that_see_more_of_the_training_split_share_the_references(run_comparison: Run) -> None:
     few = {"name": "few", "method": "supervised_kd", "task.fixed_examples": 5}
     share = {"task.options.train_size": 30, "task.train_fraction": 0.5, "task.train_fraction_seed": 1}

@@ -210,6 +210,23 @@ def test_only_a_metric_of_the_task_selects(measure: str, make_recipe: MakeRecipe
     plan.check_tasks(cells, [("accuracy", "greedy"), ("step_accuracy", "greedy")])
 
 
+def test_the_reward_selects_where_every_method_has_one(make_recipe: MakeRecipe) -> None:
+    rl = {"name": "rl", "method": "rl_gkd", "rl": {"reward": "accuracy"}}
+    recipe = make_recipe(select_by="reward, greedy", methods=[rl, {"name": "kd", "method": "supervised_kd"}])
+    cells = [plan.make_cell(recipe, variant, {}, 0) for variant in plan.expand(recipe)]
+    plan.check_tasks(cells[:1], recipe.selection)
+    with pytest.raises(UserError, match=r"method kd: select_by=reward, greedy: .* is none; set rl\.reward under base"):
+        plan.check_tasks(cells, recipe.selection)
+
+
+def test_a_run_that_did_not_measure_what_selects_is_named(make_recipe: MakeRecipe) -> None:
+    select = plan.selector(make_recipe(select_by="reward, greedy"))
+    with pytest.raises(
+        UserError, match=r"select_by=reward, greedy: a run of an earlier version did not measure it; .* delete .*runs"
+    ):
+        select(run_record([0.0, 1.0]))
+
+
 def choose(recipe: ComparisonRecipe, values: dict[float, list[float]]) -> Choice | None:
     """The choice where the runs of a rate's search seeds end with these values; those left out have failed."""
     variant = plan.expand(recipe)[0]

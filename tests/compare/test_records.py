@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,18 @@ def test_a_record_from_evaluations_and_metrics(make_recipe: Callable[..., Compar
         metric="accuracy", decoding="T=1", value=20.0, low=19.0, high=21.0, headline=True
     )
     assert scores["valid_format", "T=1"].headline is False
+    assert ("reward", "T=1") not in scores
     assert (scores["forward_kl", "T=1"].value, scores["reverse_kl", "T=1"].value) == (0.5, float("inf"))
+
+
+def test_a_reward_is_among_the_scores() -> None:
+    found = evaluation(10.0)
+    rewarded = dataclasses.replace(found.rows[0], reward=Estimate(0.25, Interval(0.125, 0.5)))
+    scores = {
+        (score.metric, score.decoding): score
+        for score in records.scores_of(dataclasses.replace(found, rows=(rewarded,)))
+    }
+    assert scores["reward", "T=1"] == Score(metric="reward", decoding="T=1", value=0.25, low=0.125, high=0.5)
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:

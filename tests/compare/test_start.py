@@ -71,10 +71,19 @@ def test_a_kill_while_it_is_written_leaves_nothing(config: Callable[..., Config]
         {"task.options.validation_size": 7},
         {"rollout.max_new_tokens": 7},
         {"student_model.dtype": "bfloat16"},
+        {"rl.reward": "accuracy", "method": "rl_gkd"},  # measured on the initial student, too
     ],
 )
 def test_what_shapes_it_is_in_its_name(config: Callable[..., Config], changes: dict[str, Any]) -> None:
     assert address(config(**changes)) != address(config())
+
+
+def test_rewards_that_differ_are_measured_apart(config: Callable[..., Config]) -> None:
+    def of(reward: str, alpha: float = 0.5) -> str:
+        return address(config(**{"method": "rl_gkd", "rl.reward": reward, "rl.alpha": alpha}))
+
+    assert of("accuracy") != of("tests.compare.conftest:half")
+    assert of("accuracy") == of("accuracy", alpha=0.25)
 
 
 def test_what_only_shapes_training_is_not(config: Callable[..., Config]) -> None:

@@ -13,8 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from tutelage.errors import UserError
 from tutelage.eval.diversity import mean_self_bleu
 from tutelage.eval.evaluate import evaluate, forced_tokens, tokens_behind
-from tutelage.eval.statistics import pass_at_k
-from tutelage.tasks.base import Generation
+from tutelage.eval.signals import Estimate
+from tutelage.eval.statistics import bootstrap_interval, pass_at_k
+from tutelage.rewards.base import FunctionReward
+from tutelage.rewards.rewarder import Rewarder
+from tutelage.tasks.base import Example, Generation
 
 
 def greedy_texts(model, prompts, max_new_tokens: int) -> list[str]:
@@ -104,6 +107,32 @@ def test_all_right_or_all_wrong_is_not_certain(model, prompts, task) -> None:
     # Wilson 1927 for 0 of 6: z^2 / (6 + z^2).
     assert (low.low, low.high) == (0.0, pytest.approx(39.033, abs=1e-3))
     assert (high.low, high.high) == (pytest.approx(60.967, abs=1e-3), 100.0)
+
+
+def test_the_reward_of_completions_is_measured_beside_the_metric(model, prompts, task) -> None:
+    def length(prompt: str, completion: str, reference: str | None, example: Example) -> float:
+        assert prompt.split(maxsplit=1)[0] == reference == example["word"]
+        return float(len(completion))
+
+    rewarder = Rewarder(FunctionReward("length", length), task, model.tokenizer)
+    found = evaluate(
+        model, task, prompts, temperatures=(0.0, 1.0), samples_per_prompt=2, bootstrap=50, rewarder=rewarder
+    )
+    assert len(found.completions) == 6 + 12
+    assert [each.reward for each in found.completions] == [float(len(each.text)) for each in found.completions]
+    for row in found.rows:
+        rewards = [each.reward for each in found.completions if each.decoding == row.decoding]
+        by_prompt = np.reshape(rewards, (6, -1)).mean(1)
+        assert row.reward.value == pytest.approx(by_prompt.mean())
+        # Samples of a prompt stay together.
+        expected = bootstrap_interval(lambda chosen, means=by_prompt: means[chosen].mean(), 6, 50)
+        assert (row.reward.interval.low, row.reward.interval.high) == pytest.approx((expected.low, expected.high))
+        assert expected.low < expected.high or row.decoding == "greedy"
+    again = evaluate(model, task, prompts, temperatures=(0.0,), bootstrap=0, rewarder=rewarder)
+    assert again.rows[0].reward == Estimate(found.rows[0].reward.value, None)
+    without = evaluate(model, task, prompts, temperatures=(0.0,), bootstrap=0)
+    assert without.rows[0].reward is None
+    assert {each.reward for each in without.completions} == {None}
 
 
 def test_beam_search_adds_a_row(model, prompts, task) -> None:

@@ -24,6 +24,7 @@ from tutelage.eval.results import (
     temperature_of,
     with_interval,
 )
+from tutelage.eval.signals import Estimate
 from tutelage.eval.statistics import Interval
 
 
@@ -49,6 +50,25 @@ def test_tables_fit_a_narrow_terminal_and_brackets_survive(evaluation) -> None:
     assert cells["mmlu, acc,none"] == "0.2500"
     assert "what is [bold]?" in text
     assert "ü [/red]" in text
+
+
+def test_a_reward_has_a_line_and_comes_back_from_its_file(evaluation, tmp_path) -> None:
+    row = dataclasses.replace(evaluation.rows[0], reward=Estimate(0.48251, Interval(0.4, 0.55)))
+    text = dataclasses.replace(evaluation.completions[0], reward=0.25)
+    evaluation = dataclasses.replace(evaluation, rows=(row,), completions=(text,))
+    printed = io.StringIO()
+    show(evaluation, Console(file=printed, width=80))
+    assert "│ reward [95%] " in printed.getvalue()
+    assert " 0.483 [0.400, 0.550] │" in printed.getvalue()
+    save(evaluation, tmp_path, {})
+    found, _ = read(tmp_path)
+    assert (found.rows[0].reward, found.completions[0].reward) == (row.reward, 0.25)
+    # An evaluation of a version that measured none.
+    content = json.loads((tmp_path / "results.json").read_text())
+    del content["rows"][0]["reward"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    found, _ = read(tmp_path)
+    assert found.rows[0].reward is None
 
 
 def test_a_long_completion_is_cut_in_the_terminal_and_nowhere_else(evaluation, tmp_path) -> None:

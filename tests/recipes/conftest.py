@@ -23,6 +23,8 @@ NAMES = (
     "cost",
     "claims",
     "figures",
+    "sections",
+    "gameable",
     "verdicts",
     "diversity",
     "reproduce",
@@ -62,6 +64,7 @@ def write(
     distance: Mapping[str, Sequence[float]] | None = None,
     validation: Mapping[str, Sequence[float]] | None = None,
     around: float | None = None,
+    rewards: Mapping[str, Sequence[float]] | None = None,
 ) -> Path:
     """A part's tables: each method's accuracy by seed, the same in both decodings and on both splits but for a constant.
 
@@ -74,6 +77,7 @@ def write(
         distance: from the teacher.
         validation: accuracies that are others on validation.
         around: how far the interval of a mean reaches to either side; None for none.
+        rewards: by method, "initial student" among them with one; the same in both decodings.
     """
     folder.mkdir(parents=True)
     runs, summary = [], []
@@ -101,6 +105,9 @@ def write(
                 for split in ("validation", "test"):
                     shifted = there[split] + APART[decoding, split]
                     runs.append(row | {"split": split, "metric": "accuracy", "headline": True, "value": shifted})
+                if rewards is not None:
+                    reward = {"metric": "reward", "headline": False, "value": rewards[method][seed]}
+                    runs.append(row | {"split": "test", **reward})
                 far = (distance or {}).get(method, [0.0] * len(per_seed))[seed]
                 runs.append(row | {"split": "validation", "metric": "reverse_kl", "headline": False, "value": far})
     for decoding in ("greedy", "T=1"):
@@ -110,6 +117,8 @@ def write(
                 runs.append(
                     about | {"metric": "accuracy", "headline": True, "value": accuracy + APART[decoding, "test"]}
                 )
+            for reward in (rewards or {}).get(name, ()):
+                runs.append(about | {"metric": "reward", "headline": False, "value": reward})
     for name, columns, rows in (("runs.csv", COLUMNS, runs), ("summary.csv", SUMMARY, summary)):
         with (folder / name).open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)

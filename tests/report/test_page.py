@@ -19,6 +19,8 @@ from tests.report.conftest import (
     write_run,
 )
 from tutelage.errors import UserError
+from tutelage.eval.signals import Estimate
+from tutelage.eval.statistics import Interval
 from tutelage.report import write_report
 from tutelage.report.collect import collect
 from tutelage.report.page import (
@@ -116,6 +118,18 @@ def test_a_reward_alone_has_neither_divergence_nor_signal(tmp_path: Path) -> Non
     assert (alone["divergence"], alone["teacher signal"]) == (("–", ""), ("–", ""))
     (measured,) = table(write_run(tmp_path / "measured", **options))
     assert (measured["divergence"], measured["teacher signal"]) == (("jsd(0.9)", ""), ("hidden", ""))
+
+
+def test_a_measured_reward_has_a_column(tmp_path: Path, run: Path) -> None:
+    other = write_run(tmp_path / "rewarded")
+    for when, reward in (("before", 0.125), ("after", 0.5)):
+        estimate = Estimate(reward, Interval(reward - 0.1, reward + 0.1))
+        reevaluate(other, when, [replace(row("T=1", 10.0), reward=estimate)])
+    without, measured = table(run, other)
+    assert (without["reward (T=1)"], measured["reward (T=1)"]) == (
+        ("–", ""), ("0.500 [0.400, 0.600]", "0.125 [0.025, 0.225]"),
+    )  # fmt: skip
+    assert "reward (greedy)" not in without
 
 
 def test_self_bleu_is_in_the_summary_where_it_was_measured(run: Path) -> None:

@@ -44,6 +44,9 @@ def test_samples_are_text_and_the_task_marks_them_too() -> None:
     assert reward.seen[0] == Sample(example["question"], right, example["answer"], example)
     assert reward.seen[1].completion == "1"  # without the end-of-sequence token
     assert dict(found.task_metrics) == {"accuracy": 50.0, "valid_format": 50.0, "step_accuracy": 50.0}
+    alone = Rewarder(reward, TASK, tokenizer()).values(prompts, [written(right, prompts[0]), written("1", prompts[1])])
+    assert alone == found.values
+    assert reward.seen[2:] == reward.seen[:2]
 
 
 def test_completions_end_at_the_stop_text(monkeypatch: pytest.MonkeyPatch) -> None:

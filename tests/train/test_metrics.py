@@ -224,6 +224,7 @@ def test_closing_table() -> None:
             "tokens": 12_000,
             "seconds": {"rollout": 6.0, "update": 2.0},
             "evaluations": {"accuracy, greedy": ({"value": 10.0, "low": 8.0, "high": 12.0}, None)},
+            "rewards": {"reward, greedy": (None, {"value": 0.5, "low": 0.25, "high": 0.625})},
             "examples": 1_200,
         }
     )
@@ -237,6 +238,7 @@ def test_closing_table() -> None:
         ["forward KL, nats", "2.0000", "0.5000"],
         ["agreement with the teacher", "50.0%", "87.5%"],
         ["accuracy, greedy", "10.0 [8.0, 12.0]", "-"],
+        ["reward, greedy", "-", "0.500 [0.250, 0.625]"],
         ["tokens", "12,000", ""],
         ["tokens/s of training", "1,500", ""],
         ["seconds, rollout", "6.0", "75%"],

@@ -21,6 +21,8 @@ from tutelage.eval.results import Evaluation, save
 from tutelage.models import load, vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.options import ModelConfig
+from tutelage.rewards.load import load_reward
+from tutelage.rewards.rewarder import Rewarder
 from tutelage.run import run
 from tutelage.tasks import Task, load_task
 from tutelage.tasks.encode import Encoding, encode_split, fingerprint, longest_prompt
@@ -132,6 +134,7 @@ def _test(job: Job, protocol: EvaluationProtocol) -> None:
     encoding = _as_in_the_run(job, model, task)
     prompts = encode_split(task, "test", encoding, protocol.limit, show_progress=False)
     check_positions(model, longest_prompt(prompts), sampling_of(config, task))
+    reward = load_reward(config.rl, task, sampling_of(config, task), model.device)
     evaluation = evaluate(
         model,
         task,
@@ -142,6 +145,7 @@ def _test(job: Job, protocol: EvaluationProtocol) -> None:
         batch_rows=config.eval.batch_rows,
         num_beams=protocol.num_beams,
         bootstrap=protocol.resamples,
+        rewarder=None if reward is None else Rewarder(reward, task, model.tokenizer),
     )
     save(evaluation, job.folder / "test", {"protocol": protocol.model_dump(mode="json")})
     record = EvaluationRecord(

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 import yaml
 from rich.console import Console
 
-from tutelage.compare import fingerprints, plan, plot, summary, table
+from tutelage.compare import plan, plot, references, summary, table
 from tutelage.compare.cell import Job
 from tutelage.compare.config import ComparisonRecipe
 from tutelage.compare.execute import Execute, Failure, Work
 from tutelage.compare.plan import Cell, Choice, Variant
 from tutelage.compare.records import EvaluationProtocol, RunRecord
 from tutelage.compare.summary import FinalRun, Line, Method, Reference
-from tutelage.train.config import TRAINING_KEYS, Config, TaskConfig
 from tutelage.train.methods import resolve
 from tutelage.train.setup import make_writable, pick_device
 
 CORES_A_JOB = 2
-Role = Literal["initial", "teacher"]
-_ROLES: dict[Role, str] = {"initial": "initial student", "teacher": "teacher"}
-# Options of tasks that, as TRAINING_KEYS, say how much of the training split a run may see, and nothing of the test.
-_TRAINING_OPTIONS = {"train_size"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +75,7 @@ class Comparison:
         self.search = plan.search_cells(recipe, self.variants)
         self.possible = [cell for v in self.variants for point in v.grid for cell in plan.final_cells(recipe, v, point)]
         plan.check_tasks(self.possible, recipe.selection)
+        self.reward = references.common_reward(self.possible)
         make_writable(recipe.output)
         cores = usable_cores()
         on_gpu = any(pick_device(cell.config.train.device).type != "cpu" for cell in self.possible)
@@ -111,11 +104,11 @@ class Comparison:
             if (choice := chosen[variant.name]) is not None
         ]
         cells = [cell for _, _, several in finals for cell in several]
-        references = self._references(cells)
-        jobs = [*references.values(), *(self._job(cell, tested=True) for cell in cells)]
+        untrained = references.jobs(cells, self.reward, self.recipe.output, self.protocol, self.threads)
+        jobs = [*untrained.values(), *(self._job(cell, tested=True) for cell in cells)]
         failures += self._run_all("comparison", jobs)
-        tested = {key: _reference(key, job) for key, job in references.items() if job.test_record is not None}
-        named = _named(list(tested.values()))
+        tested = {key: references.tested(key, job) for key, job in untrained.items() if job.test_record is not None}
+        named = references.named(list(tested.values()))
         initials = {key: reference for key, reference in zip(tested, named, strict=True) if key[0] == "initial"}
         methods = [
             Method(variant, choice, runs)
@@ -178,29 +171,12 @@ class Comparison:
         found = {cell.folder.name: self._job(cell, tested=False).run_record for cell in cells}
         return {name: record for name, record in found.items() if record is not None}
 
-    def _references(self, cells: Sequence[Cell]) -> dict[tuple[str, ...], Job]:
-        """A job for each initial student and each teacher of the runs."""
-        jobs: dict[tuple[str, ...], Job] = {}
-        # Not the teacher that these runs have, which is no single model: the first of it, and called so.
-        firsts = {_reference_key("teacher", cell.config) for cell in cells if cell.config.other_teachers}
-        for role, label in _ROLES.items():
-            # A student ends where its teacher does, too: runs with a teacher first.
-            for cell in sorted(cells, key=lambda cell: cell.config.teacher is None):
-                if role == "initial" or cell.config.teacher is not None:
-                    key = _reference_key(role, cell.config)
-                    name = f"first {label}" if key in firsts else label
-                    if role == "initial" and cell.config.student_model.init == "config":
-                        name += f", seed {cell.config.seed}"
-                    folder = self.recipe.output / "references" / key[-1]
-                    jobs.setdefault(key, Job(name, folder, cell.config, role, self.protocol, self.threads))
-        return jobs
-
     def _final(self, cell: Cell, initials: Mapping[tuple[str, ...], Reference]) -> FinalRun | None:
         job = self._job(cell, tested=True)
         record, test = job.run_record, job.test_record
         if record is None or test is None:
             return None
-        initial = initials.get(_reference_key("initial", cell.config))
+        initial = initials.get(references.key("initial", cell.config, self.reward))
         return FinalRun(cell.variant, cell.folder.name, record, test, initial)
 
 
@@ -222,53 +198,6 @@ def threads_of_a_run(cores: int, parallel: int) -> int:
     """Threads of each of `parallel` runs on `cores` cores: its share of them, and no more than OMP_NUM_THREADS where that is set."""
     share = max(1, cores // parallel)
     return min(share, torch.get_num_threads()) if "OMP_NUM_THREADS" in os.environ else share
-
-
-def _reference_key(role: Role, config: Config) -> tuple[str, ...]:
-    """(role, model, address): runs that start from one student, or have one teacher, share its evaluation on the test split.
-
-    All of the task is in the address, data by its content too, but for how much of the training split a run may see. Fresh weights
-    are drawn by the seed: every seed has its own student.
-    """
-    model, options = config.student, config.student_model.model_dump(mode="json", exclude_defaults=True)
-    if role == "teacher":
-        model, options = config.teacher, config.teacher_model.model_dump(mode="json", exclude_defaults=True)
-    elif config.student_model.init == "teacher_layers":
-        model = config.teacher
-    about: list[Any] = [
-        role,
-        model,
-        options,
-        fingerprints.of_model(model),
-        _tested_task(config.task),
-        fingerprints.of_data(config.task),
-        config.rollout.max_new_tokens,
-    ]
-    if role == "initial" and config.student_model.init == "config":
-        about.append(config.seed)
-    return role, str(model), hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _tested_task(task: TaskConfig) -> dict[str, Any]:
-    """The keys of a task that are not at their defaults, without those that shape training alone."""
-    keys = task.model_dump(mode="json", exclude_defaults=True, exclude=set(TRAINING_KEYS))
-    options = {name: value for name, value in keys.get("options", {}).items() if name not in _TRAINING_OPTIONS}
-    return {**keys, "options": options}
-
-
-def _reference(key: tuple[str, ...], job: Job) -> Reference:
-    assert job.test_record is not None
-    return Reference(job.label, key[1], job.test_record)
-
-
-def _named(references: Sequence[Reference]) -> list[Reference]:
-    """With the model in the name where several have one role."""
-    names = [reference.name for reference in references]
-    return [
-        reference if names.count(reference.name) == 1
-        else Reference(f"{reference.name} {reference.model}", reference.model, reference.test)
-        for reference in references
-    ]  # fmt: skip
 
 
 def _yaml(recipe: ComparisonRecipe) -> str:
@@ -319,6 +248,8 @@ def _line_grids(result: ComparisonResult) -> list[table.Grid]:
         "and examples (bootstrap)]"
     )
     grids = [table.lines_grid(steps, result.equal_steps, result.references, baseline)]
+    rewarded = table.rewards_grid(result.methods, result.references)
+    grids += [] if rewarded is None else [rewarded]
     if result.equal_time:
         budget = summary.time_budget(result.methods)
         time = (

@@ -12,7 +12,7 @@ from typing import Any
 
 from tutelage.compare import fingerprints
 from tutelage.compare.config import ComparisonRecipe, MethodEntry, points
-from tutelage.compare.records import RunRecord
+from tutelage.compare.records import REWARD, RunRecord
 from tutelage.errors import MissingSplitError, UserError, nearest
 from tutelage.tasks import Task, load_task, task_options
 from tutelage.tasks.base import SPLITS, Split
@@ -261,19 +261,19 @@ def check_tasks(cells: Sequence[Cell], selection: Sequence[tuple[str, str]] = ()
     Raises:
         UserError: a task is wrong, lacks a split or a metric, or does not have a metric of `selection`; names the method.
     """
-    checked: list[TaskConfig] = []
+    checked: list[tuple[TaskConfig, bool]] = []
     for cell in cells:
-        given = cell.config.task
+        given = (cell.config.task, cell.config.rl.reward is not None)
         if given in checked:
             continue
         checked.append(given)
         try:
-            _check_task(given, selection)
+            _check_task(*given, selection)
         except UserError as error:
             raise UserError(f"method {cell.variant}: {error}") from error
 
 
-def _check_task(given: TaskConfig, selection: Sequence[tuple[str, str]]) -> None:
+def _check_task(given: TaskConfig, rewarded: bool, selection: Sequence[tuple[str, str]]) -> None:
     task = load_task(given.name, data=given.data, **given.options)
     for split in SPLITS:
         _check_split(task, given, split)
@@ -283,11 +283,13 @@ def _check_task(given: TaskConfig, selection: Sequence[tuple[str, str]]) -> None
             f"the {task.name} task has metric {task.metric}, so that there is nothing to compare methods by; set task.options.metric to "
             f"{', '.join(name for name in METRICS if name != 'none')} (validation and test rows then need completions)"
         )
+    known = [*metrics, *([REWARD] if rewarded else [])]
     for metric, decoding in selection:
-        if metric not in metrics:
+        if metric not in known:
+            hint = "set rl.reward under base" if metric == REWARD else nearest(metric, known)
             raise UserError(
-                f"select_by={metric}, {decoding}: the largest value is chosen, of a metric of the {task.name} task, and {metric} is none; "
-                f"{nearest(metric, metrics)}"
+                f"select_by={metric}, {decoding}: the largest value is chosen, of a metric of the {task.name} task or of the reward, and "
+                f"{metric} is none; {hint}"
             )
 
 
@@ -330,12 +332,19 @@ def choose(recipe: ComparisonRecipe, variant: Variant, records: Mapping[str, Run
 
 
 def selector(recipe: ComparisonRecipe) -> Any:
-    """The function record -> number that `select_by` stands for."""
+    """The function record -> number that `select_by` stands for; it raises UserError for a run that did not measure it."""
 
     def mean_of(record: RunRecord) -> float:
         if not recipe.selection:
             return fmean(score.value for score in record.scores if score.headline)
         found = {(score.metric, score.decoding): score.value for score in record.scores}
+        if lacking := [
+            f"{metric}, {decoding}" for metric, decoding in recipe.selection if (metric, decoding) not in found
+        ]:
+            raise UserError(
+                f"select_by={'; '.join(lacking)}: a run of an earlier version did not measure it; give the comparison another output, or "
+                f"delete {recipe.output / 'runs'}"
+            )
         return fmean(found[wanted] for wanted in recipe.selection)
 
     return mean_of

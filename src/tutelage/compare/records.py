@@ -12,10 +12,13 @@ from pydantic import ConfigDict, ValidationError, field_validator
 from tutelage.errors import UserError
 from tutelage.eval.results import Evaluation
 from tutelage.eval.signals import Estimate
+from tutelage.eval.statistics import Interval
 from tutelage.section import Section
 from tutelage.train.config import Config
 from tutelage.train.metrics import TRAINING_PHASES
 
+# What the run's reward gives the completions, among the metrics.
+REWARD = "reward"
 SomeSection = TypeVar("SomeSection", bound=Section)
 
 
@@ -30,7 +33,7 @@ class Score(_Kept):
 
     Attributes:
         metric, decoding: their names.
-        value: 0 to 100 for the task's metrics, nats for divergences from the teacher.
+        value: 0 to 100 for the task's metrics, nats for divergences from the teacher, in its own unit the reward.
         low, high: 95% interval over examples; None where there is none.
         headline: whether this is the task's headline metric.
     """
@@ -158,16 +161,19 @@ def scores_of(evaluation: Evaluation) -> tuple[Score, ...]:
     for row in evaluation.rows:
         for metric, value in row.values.items():
             headline = metric == row.metric
-            ends = (row.interval.low, row.interval.high) if headline and row.interval else (None, None)
-            found.append(_score(metric, row.decoding, value, ends, headline))
+            found.append(_score(metric, row.decoding, value, _ends(row.interval if headline else None), headline))
         found.append(_score("completion_length", row.decoding, row.mean_length))
+        if row.reward is not None:
+            found.append(_score(REWARD, row.decoding, row.reward.value, _ends(row.reward.interval)))
     for written_by, divergence in evaluation.divergence.items():
         for metric in ("forward_kl", "reverse_kl"):
             estimate: Estimate = getattr(divergence, metric)
-            interval = estimate.interval
-            ends = (interval.low, interval.high) if interval else (None, None)
-            found.append(_score(metric, written_by, estimate.value, ends))
+            found.append(_score(metric, written_by, estimate.value, _ends(estimate.interval)))
     return tuple(found)
+
+
+def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
+    return (None, None) if interval is None else (interval.low, interval.high)
 
 
 def run_record(

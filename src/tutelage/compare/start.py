@@ -55,4 +55,6 @@ def address(config: Config) -> str:
         fingerprints.of_model(model) for model in (config.student, config.teacher, *config.other_teachers)
     ]
     about["files"] = fingerprints.of_data(config.task)
+    if config.rl.reward is not None:
+        about["reward"] = [config.rl.reward, config.rl.scorer_label, fingerprints.of_reward(config.rl.reward)]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

@@ -15,16 +15,17 @@ from rich.table import Table
 
 from tutelage.compare.intervals import Estimate
 from tutelage.compare.plan import Cell, Choice, value_of
-from tutelage.compare.records import RunRecord, Score
-from tutelage.compare.summary import FinalRun, Line, Reference
+from tutelage.compare.records import REWARD, RunRecord, Score
+from tutelage.compare.summary import FinalRun, Line, Method, Reference
 from tutelage.eval.results import with_interval
-from tutelage.eval.statistics import Interval
+from tutelage.eval.statistics import Interval, seed_summary
 from tutelage.train.metrics import TRAINING_PHASES
 
 COLUMNS = (
     "method", "label", "phase", "searched", "seed", "split", "step", "decoding", "metric", "headline", "value", "low", "high",
     "steps", "tokens", "seconds", *(f"seconds_{phase}" for phase in TRAINING_PHASES), "threads", "run",
 )  # fmt: skip
+_REWARD_DIGITS = (3, 1)  # of a reward, of the metric beside it
 PAGE_ONLY = ("grid", "seeds", "steps", "tokens")
 
 
@@ -206,10 +207,50 @@ def lines_grid(title: str, lines: Sequence[Line], references: Sequence[Reference
     for reference in references:
         for score in reference.test.scores:
             if score.headline:
-                interval = None if score.low is None or score.high is None else Interval(score.low, score.high)
-                value = with_interval(score.value, interval)
+                value = with_interval(score.value, _interval(score))
                 rows.append((reference.name, score.decoding, value, *["–"] * 6))
     return Grid(title, header, tuple(rows))
+
+
+def rewards_grid(methods: Sequence[Method], references: Sequence[Reference]) -> Grid | None:
+    """The reward beside the metric, on the test split: where the one rises and the other falls, the student games it.
+
+    Args:
+        methods: those whose runs measured a reward, all of them, have a line for each decoding.
+        references: likewise.
+
+    Returns:
+        None where no reward was measured.
+    """
+    rows: list[tuple[str, ...]] = []
+    metric = ""
+    for method in methods:
+        runs = [_rewards(run.test.scores) for run in method.runs]
+        for decoding, (_, measured) in runs[0].items():
+            pairs = [run[decoding] for run in runs if decoding in run]
+            if len(pairs) == len(runs):
+                metric = measured.metric
+                both = [seed_summary([score.value for score in several]) for several in zip(*pairs, strict=True)]
+                cells = (
+                    with_interval(s.mean, s.interval, digits) for s, digits in zip(both, _REWARD_DIGITS, strict=True)
+                )
+                rows.append((method.variant.name, decoding, *cells, str(len(runs))))
+    for reference in references:
+        for decoding, pair in _rewards(reference.test.scores).items():
+            cells = (with_interval(s.value, _interval(s), d) for s, d in zip(pair, _REWARD_DIGITS, strict=True))
+            rows.append((reference.name, decoding, *cells, "–"))
+    title = "Reward, on the test split [95%: over seeds (Student's t); of models that were not trained, over examples (bootstrap)]"
+    return Grid(title, ("method", "decoding", "reward", metric, "seeds"), tuple(rows)) if metric else None
+
+
+def _rewards(scores: Sequence[Score]) -> dict[str, tuple[Score, Score]]:
+    """Decoding -> reward and headline metric; without those decodings that lack one."""
+    rewards = {score.decoding: score for score in scores if score.metric == REWARD}
+    return {s.decoding: (rewards[s.decoding], s) for s in scores if s.headline and s.decoding in rewards}
+
+
+def _interval(score: Score) -> Interval | None:
+    return None if score.low is None or score.high is None else Interval(score.low, score.high)
 
 
 def _estimate(estimate: Estimate | None, digits: int = 1) -> str:

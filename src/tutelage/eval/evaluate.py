@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -13,9 +15,10 @@ from tutelage.errors import UserError
 from tutelage.eval.beam import beam_search
 from tutelage.eval.diversity import distinct_n, mean_self_bleu
 from tutelage.eval.results import Completion, Decoding, Evaluation, Row
-from tutelage.eval.signals import TeacherDivergence, reference_rollouts, teacher_divergence
+from tutelage.eval.signals import Estimate, TeacherDivergence, reference_rollouts, teacher_divergence
 from tutelage.eval.statistics import Interval, bootstrap_interval, pass_at_k, wilson_interval
 from tutelage.models.language_model import LanguageModel
+from tutelage.rewards.rewarder import Rewarder
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.native import Force, NativeEngine
 from tutelage.tasks.base import Generation, Scores, Task, cut
@@ -41,6 +44,7 @@ def evaluate(
     num_beams: int = 1,
     bootstrap: int = 1000,
     teacher: TeacherModel | None = None,
+    rewarder: Rewarder | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Decodes the prompts in every setting, marks what was written, and measures the distance from the teacher.
@@ -58,10 +62,11 @@ def evaluate(
         bootstrap: resamples behind the 95% intervals; 0: no intervals.
         teacher: over the same vocabulary (`models.vocabulary.agree`); measures the divergence on the references and on
             the sequences of every row.
+        rewarder: rewards the completions; None: no reward is measured.
         progress: called with (sequences finished, sequences in all).
 
     Raises:
-        UserError: no prompts, nothing to decode, or beam search on a task that forces continuations.
+        UserError: no prompts, nothing to decode, beam search on a task that forces continuations, or a reward that fails.
     """
     generation = task.generation
     decodings = _decodings(prompts, temperatures, num_beams, samples_per_prompt, generation)
@@ -71,19 +76,20 @@ def evaluate(
     rows: list[Row] = []
     completions: list[Completion] = []
     divergence: dict[str, TeacherDivergence] = {}
-    if teacher is not None and all(prompt.reference_ids is not None for prompt in prompts):
-        divergence["references"] = teacher_divergence(
-            model, teacher, reference_rollouts(prompts), bootstrap=bootstrap, seed=seed
-        )
+    distance = None if teacher is None else partial(teacher_divergence, model, teacher, bootstrap=bootstrap, seed=seed)
+    if distance is not None and all(prompt.reference_ids is not None for prompt in prompts):
+        divergence["references"] = distance(reference_rollouts(prompts))
     for decoding, count in zip(decodings, counts, strict=True):
         started = time.perf_counter()
         rollouts = _write(model, generation, prompts, decoding, count, limit, batch_rows, seed, report)
         seconds = time.perf_counter() - started
         row, texts = _mark(model, task, prompts, rollouts, decoding.label, count, bootstrap, seed, seconds)
+        if rewarder is not None:
+            row, texts = _reward(row, texts, rewarder, prompts, rollouts, bootstrap, seed)
         rows.append(row)
         completions += texts
-        if teacher is not None:
-            divergence[decoding.label] = teacher_divergence(model, teacher, rollouts, bootstrap=bootstrap, seed=seed)
+        if distance is not None:
+            divergence[decoding.label] = distance(rollouts)
     return Evaluation(model.name, task.name, tuple(rows), tuple(completions), divergence)
 
 
@@ -248,6 +254,28 @@ def _mark(
         for i, rollout in enumerate(rollouts)
     ]
     return row, completions
+
+
+def _reward(
+    row: Row,
+    completions: Sequence[Completion],
+    rewarder: Rewarder,
+    prompts: Sequence[Prompt],
+    rollouts: Sequence[Rollout],
+    bootstrap: int,
+    seed: int,
+) -> tuple[Row, list[Completion]]:
+    """Row and completions with what the reward gives these."""
+    samples = row.samples_per_prompt
+    rewards = rewarder.values([prompt for prompt in prompts for _ in range(samples)], rollouts)
+    by_prompt = np.asarray(rewards).reshape(-1, samples).mean(1)
+    interval = (
+        bootstrap_interval(lambda chosen: float(by_prompt[chosen].mean()), len(prompts), bootstrap, seed=seed)
+        if bootstrap
+        else None
+    )
+    rewarded = [replace(each, reward=reward) for each, reward in zip(completions, rewards, strict=True)]
+    return replace(row, reward=Estimate(float(by_prompt.mean()), interval)), rewarded
 
 
 def _interval(scores: Scores, metric: str, n_prompts: int, samples: int, bootstrap: int, seed: int) -> Interval | None:

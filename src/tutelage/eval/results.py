@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tutelage.eval.signals import TeacherDivergence
+from tutelage.eval.signals import Estimate, TeacherDivergence
 from tutelage.eval.statistics import Interval
 from tutelage.train.config import EvalConfig
 from tutelage.types import FinishReason
@@ -71,6 +71,7 @@ class Completion:
         tokens: length as generated, end-of-sequence included.
         finish_reason: "stop" (end of sequence, or a stop text) or "length" (token limit).
         mark: the headline metric on this example alone; None for corpus metrics.
+        reward: what the run's reward gives it; None without one.
         reference: the ground-truth completion; None where the data has none, and in files of earlier versions.
     """
 
@@ -83,6 +84,7 @@ class Completion:
     finish_reason: FinishReason
     mark: float | None
     reference: str | None = None
+    reward: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class Row:
         self_bleu: 0 to 100, mean over prompts; None for one sample a prompt.
         distinct_2: distinct bigrams among a prompt's samples, mean over prompts; None for one sample a prompt.
         seconds: spent generating.
+        reward: mean over the completions of what the run's reward gives them; None without one. It is shown beside the metric:
+            where it rises and the metric falls, the student games it.
     """
 
     decoding: str
@@ -118,6 +122,7 @@ class Row:
     self_bleu: float | None
     distinct_2: float | None
     seconds: float
+    reward: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -249,6 +254,11 @@ def with_interval(value: float | None, interval: Interval | None = None, digits:
     return shown if interval is None else f"{shown} [{interval.low:z.{digits}f}, {interval.high:z.{digits}f}]"
 
 
+def with_reward(reward: Estimate | None) -> str:
+    """ "0.482 [0.451, 0.513]": rewards have no common unit, many lie between 0 and 1."""
+    return with_interval(None) if reward is None else with_interval(reward.value, reward.interval, digits=3)
+
+
 def _table(title: str, columns: Sequence[str], lines: Mapping[str, Sequence[str]]) -> Table:
     """One line a measure, one column a setting: settings are few, and the table fits a narrow terminal."""
     table = Table(title=title)
@@ -267,6 +277,8 @@ def _rows_table(evaluation: Evaluation) -> Table:
     for name in rows[0].values:
         if name != headline:
             lines[name] = [with_interval(row.values[name]) for row in rows]
+    if any(row.reward is not None for row in rows):
+        lines["reward [95%]"] = [with_reward(row.reward) for row in rows]
     for k in sorted({k for row in rows for k in row.pass_at_k}):
         lines[f"pass@{k}"] = [with_interval(row.pass_at_k.get(k)) for row in rows]
     if any(row.self_bleu is not None for row in rows):

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from tutelage import __version__
 from tutelage.errors import UserError
 from tutelage.eval.evaluate import RIGHT_OR_WRONG
-from tutelage.eval.results import Completion, Evaluation, metric_name, temperature_of, with_interval
+from tutelage.eval.results import Completion, Evaluation, metric_name, temperature_of, with_interval, with_reward
 from tutelage.eval.signals import Estimate, TeacherDivergence
 from tutelage.report import figures
 from tutelage.report.charts import SLOTS, swatch
@@ -204,6 +204,10 @@ def summary(runs: Sequence[RunData]) -> Summary:
             columns[f"Self-BLEU ({decoding})"] = [
                 _change(*(with_interval(row.self_bleu if row is not None else None) for row in pair)) for pair in rows
             ]
+    for decoding in dict.fromkeys(decoding for run in runs for decoding in run.decodings):
+        rewards = [[row.reward if row is not None else None for row in run.rows(decoding)] for run in runs]
+        if any(reward is not None for pair in rewards for reward in pair):
+            columns[f"reward ({decoding})"] = [_change(*map(with_reward, pair)) for pair in rewards]
     for key, label in _DISTANCES.items():
         for writer in _writers(runs):
             columns[f"{label} ({writer})"] = [

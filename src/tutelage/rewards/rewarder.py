@@ -68,10 +68,17 @@ class Rewarder:
         Raises:
             UserError: the reward fails on one of them.
         """
-        samples = [self._sample(prompt, rollout) for prompt, rollout in zip(prompts, rollouts, strict=True)]
+        samples = self._samples(prompts, rollouts)
         values = tuple(self.reward(samples))
         scores = self.task.score([sample.completion for sample in samples], [sample.example for sample in samples])
         return StepRewards(values, self.group_size, scores.values)
+
+    def values(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[float, ...]:
+        """The rewards alone, as an evaluation needs them: arguments and errors as above, one number for each rollout."""
+        return tuple(self.reward(self._samples(prompts, rollouts)))
+
+    def _samples(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Sample]:
+        return [self._sample(prompt, rollout) for prompt, rollout in zip(prompts, rollouts, strict=True)]
 
     def _sample(self, prompt: Prompt, rollout: Rollout) -> Sample:
         if prompt.id != rollout.prompt_id:

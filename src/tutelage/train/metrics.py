@@ -257,6 +257,7 @@ class Summary(TypedDict, total=False):
         tokens: completion tokens trained on.
         seconds: by phase.
         evaluations: metric name -> (before training, after), None where it was not measured.
+        rewards: the same for the reward of held-out completions.
         examples: how many were evaluated, which the intervals hang on.
     """
 
@@ -269,6 +270,7 @@ class Summary(TypedDict, total=False):
     tokens: int
     seconds: Mapping[str, float]
     evaluations: Mapping[str, tuple[Interval | None, Interval | None]]
+    rewards: Mapping[str, tuple[Interval | None, Interval | None]]
     examples: int
 
 
@@ -292,6 +294,8 @@ def _changes(summary: Summary) -> Table:
         table.add_row("agreement with the teacher", *(f"{share:.1%}" for share in summary["agreement"]))
     for metric, (before, after) in summary.get("evaluations", {}).items():
         table.add_row(metric, _with_interval(before), _with_interval(after))
+    for name, (before, after) in summary.get("rewards", {}).items():
+        table.add_row(name, _with_interval(before, digits=3), _with_interval(after, digits=3))
     if "examples" in summary:
         table.caption = f"in brackets: 95% intervals over n = {summary['examples']:,} examples"
     return table
@@ -311,8 +315,11 @@ def _costs(summary: Summary) -> Table:
     return table
 
 
-def _with_interval(metric: Interval | None) -> str:
-    return "-" if metric is None else f"{metric['value']:.1f} [{metric['low']:.1f}, {metric['high']:.1f}]"
+def _with_interval(metric: Interval | None, digits: int = 1) -> str:
+    if metric is None:
+        return "-"
+    value, low, high = (f"{number:.{digits}f}" for number in (metric["value"], metric["low"], metric["high"]))
+    return f"{value} [{low}, {high}]"
 
 
 def _to_json(record: Mapping[str, Any]) -> str:
