@@ -236,7 +236,9 @@ def short(prompt: str, completion: str, reference: str | None, example: Example)
 
 def test_the_reward_is_measured_on_held_out_examples_before_and_after(make_config: Callable[..., Config]) -> None:
     rl = {"reward": f"{__name__}:short", "alpha": 0.5}
-    config = make_config(method="rl_gkd", rl=rl, **{"eval.final": "auto", "rollout.samples_per_prompt": 3})
+    config = make_config(
+        method="rl_gkd", rl=rl, **{"eval.final": "auto", "eval.every": 1, "rollout.samples_per_prompt": 3}
+    )
     console = Console(file=io.StringIO(), width=160)
     result = run.run(config, student=live(), teacher=live(seed=1), task=Sums(), console=console)
     for evaluation in (result.before, result.after):
@@ -248,8 +250,35 @@ def test_the_reward_is_measured_on_held_out_examples_before_and_after(make_confi
             assert row.reward.value == pytest.approx(sum(each.reward or 0.0 for each in written) / len(written))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     lines = {line.split("│")[1].strip(): line for line in printed.splitlines() if line.startswith("│")}
-    assert {"reward", "reward, greedy", "reward, T=1"} <= lines.keys()
+    assert {"reward of the step's sequences", "reward, greedy", "reward, T=1"} <= lines.keys()
     assert result.after is not None
     reward = result.after.row("T=1").reward
     assert reward is not None
     assert f"{reward.value:.3f} [" in lines["reward, T=1"]
+    records = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    assert [sorted(record["evaluation"]) for record in records] == [
+        ["accuracy T=1", "accuracy greedy", "reward T=1", "reward greedy"]
+    ] * 2
+    assert records[-1]["evaluation"]["reward T=1"] == pytest.approx(reward.value)
+
+
+def trained_only(prompt: str, completion: str, reference: str | None, example: Example) -> float:
+    assert "held" not in example
+    return 0.5
+
+
+def test_held_out_examples_are_not_rewarded_where_nobody_asks(make_config: Callable[..., Config]) -> None:
+    class Marked(Sums):
+        def examples(self, split: str) -> Sequence[Example]:
+            held = {"held": True} if split == "validation" else {}
+            return [{**example, **held} for example in super().examples(split)]
+
+    rl = {"reward": f"{__name__}:trained_only", "alpha": 0.5}
+    keys = {"method": "rl_gkd", "rl": rl, "eval.final": "auto", "rollout.samples_per_prompt": 3}
+    with pytest.raises(UserError, match=r"the reward .*:trained_only raised AssertionError"):
+        run.run(make_config(**keys), student=live(), teacher=live(seed=1), task=Marked())
+    config = make_config(**keys, **{"eval.reward": False, "overwrite": True})
+    result = run.run(config, student=live(), teacher=live(seed=1), task=Marked())
+    assert result.after is not None
+    assert [row.reward for row in result.after.rows] == [None, None]
+    assert result.records[-1]["reward"] == 0.5

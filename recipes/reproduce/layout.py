@@ -89,7 +89,7 @@ class Verdict:
 def values_table(part: Part, methods: list[str]) -> tuple[list[str], list[list[str]]]:
     """The headline metric on test by method and decoding; the initial students and the teacher below."""
     rows = [[m, *(shown(*part.line(m, d).value) for d in DECODINGS)] for m in methods]
-    for name, shown_as in {**part.initial_students, "teacher": "teacher"}.items():
+    for name, shown_as in {**part.initial_students, **part.teachers}.items():
         values = [part.reference(name, d) for d in DECODINGS]
         if None not in values:
             rows.append([shown_as, *(shown(value) for value in values if value is not None)])

@@ -159,6 +159,17 @@ class Part:
         paths = {row["method"]: row["run"] for row in self.runs if row["method"].startswith(INITIAL)}
         return {name: name if len(paths) == 1 else f"{INITIAL} {path}" for name, path in paths.items()}
 
+    @property
+    def teachers(self) -> dict[str, str]:
+        """Name -> how tables name it: "teacher"; with their paths where runs have several."""
+        starts = ("teacher", "first teacher")  # "first": of the several that one run has
+        paths = {
+            row["method"]: row["run"]
+            for row in self.runs
+            if row["phase"] == "reference" and row["method"].startswith(starts)
+        }
+        return {name: "teacher" if len(paths) == 1 else f"teacher {path}" for name, path in paths.items()}
+
     @cached_property
     def repeated(self) -> Part | None:
         """The part "NAME_more" where it has trained some of the same methods anew, with the same seeds, and they came out otherwise."""

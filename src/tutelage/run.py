@@ -26,7 +26,6 @@ from tutelage.eval.statistics import Interval
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
 from tutelage.report import write_report
-from tutelage.rewards.rewarder import Rewarder
 from tutelage.tasks.base import Task
 from tutelage.teacher.local import LocalTeacher
 from tutelage.train import loop, metrics
@@ -150,6 +149,7 @@ class _Judge:
 
     def __init__(self, config: Config, parts: loop.Parts, task: Task) -> None:
         self.config, self.parts, self.task = config, parts, task
+        self.rewarder = parts.rewarder if config.eval.reward else None
         self.marker = self._marker()
 
     def judge(self, when: str, once: Start | None = None) -> Evaluation | None:
@@ -172,7 +172,6 @@ class _Judge:
             shown = bar.add_task("", total=None)
             return self._evaluate(
                 teacher=self.parts.teacher if self.config.eval.teacher_divergence else None,
-                rewarder=self.parts.rewarder,
                 samples_per_prompt=self.config.eval.samples_per_prompt,
                 bootstrap=self.config.eval.bootstrap,
                 progress=lambda done, total: bar.update(shown, completed=done, total=total),
@@ -193,11 +192,12 @@ class _Judge:
         return evaluation
 
     def headline(self, step: int) -> Mapping[str, float]:
-        """The headline metric by decoding, for the metrics file."""
-        result = self._evaluate(teacher=None, rewarder=None, samples_per_prompt=1, bootstrap=0, progress=None)
+        """The headline metric and the reward by decoding, for the metrics file."""
+        result = self._evaluate(teacher=None, samples_per_prompt=1, bootstrap=0, progress=None)
         if step < self.config.train.steps:  # the last step's are the full evaluation's
             self._mark(step)
-        return {f"{row.metric} {row.decoding}": row.value for row in result.rows if row.value is not None}
+        rewards = {f"reward {row.decoding}": row.reward.value for row in result.rows if row.reward is not None}
+        return {f"{row.metric} {row.decoding}": row.value for row in result.rows if row.value is not None} | rewards
 
     def _marker(self) -> marks.Marker | None:
         """What marks a few held-out sequences token by token; None without a teacher in this process or without them."""
@@ -230,13 +230,7 @@ class _Judge:
             marks.save(self.marker.mark(), self.config.output, step)
 
     def _evaluate(
-        self,
-        *,
-        teacher: Any,
-        rewarder: Rewarder | None,
-        samples_per_prompt: int,
-        bootstrap: int,
-        progress: Callable[[int, int], None] | None,
+        self, *, teacher: Any, samples_per_prompt: int, bootstrap: int, progress: Callable[[int, int], None] | None
     ) -> Evaluation:
         return evaluate(
             self.parts.student.model,
@@ -249,7 +243,7 @@ class _Judge:
             samples_per_prompt=samples_per_prompt,
             bootstrap=bootstrap,
             teacher=teacher.model if isinstance(teacher, LocalTeacher) else None,
-            rewarder=rewarder,
+            rewarder=self.rewarder,
             progress=progress,
         )
 
@@ -292,7 +286,9 @@ def _summary(
         "evaluations": _evaluations(before, after, lambda row: (row.metric, row.value, row.interval)),
         "rewards": _evaluations(before, after, _reward),
     }
-    if after is not None and after.rows and any(row.interval is not None for row in after.rows):
+    if after is not None and any(
+        row.interval is not None or (row.reward is not None and row.reward.interval is not None) for row in after.rows
+    ):
         summary["examples"] = after.rows[0].examples
     if "reward" in first and "reward" in last:
         summary["reward"] = (first["reward"], last["reward"])

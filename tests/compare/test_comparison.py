@@ -217,11 +217,49 @@ def test_references_are_rewarded_by_what_all_methods_share(run_comparison: Run, 
         return [label for label in worker.tested if "seed" not in label], [row["method"] for row in rows]
 
     assert tested(rewarded(0.5)) == (["initial student", "teacher"], ["initial student", "teacher", "alpha 0.5"])
-    # Tested again: by another reward, or without one where two methods have different ones.
+    # Tested again: by another reward, or without one where two methods on one task have different ones.
     other = rewarded(0.25, "tests.compare.conftest:half")
     assert tested(other) == (["initial student", "teacher"], ["initial student", "teacher", "alpha 0.25"])
     assert tested(rewarded(0.5), other) == (["initial student", "teacher"], ["alpha 0.5", "alpha 0.25"])
+    page = (tmp_path / "compare" / "results.md").read_text()
+    assert "| alpha 0.25, by tests.compare.conftest:half | greedy |" in page
+    assert "- Where methods have several rewards on one task, models that were not trained have none." in page
     assert tested(rewarded(0.5)) == ([], ["initial student", "teacher", "alpha 0.5"])
+    assert "several rewards" not in (tmp_path / "compare" / "results.md").read_text()
+
+
+def test_references_on_another_task_have_no_reward(run_comparison: Run) -> None:
+    other = {"name": "kd", "method": "supervised_kd", "task.options.level": "medium"}
+    rewards: dict[str, str | None] = {}
+
+    class Noting(Worker):
+        def __call__(self, job: Job) -> None:
+            if job.model != "trained":
+                rewards[f"{job.model}, {job.config.task.options['level']}"] = job.config.rl.reward
+            super().__call__(job)
+
+    run_comparison(Noting(), methods=[rewarded(0.5), other], seeds=[0])
+    assert rewards == {
+        "initial, easy": "accuracy", "teacher, easy": "accuracy", "initial, medium": None, "teacher, medium": None,
+    }  # fmt: skip
+
+
+def test_a_run_of_a_version_without_rewards_is_missed_in_their_table(run_comparison: Run, tmp_path: Path) -> None:
+    run_comparison(Worker(), methods=[rewarded(0.0), rewarded(0.5)], seeds=[0])
+    (first,) = (
+        path
+        for path in (tmp_path / "compare" / "runs").glob("*/test.json")
+        if json.loads(path.with_name("record.json").read_text())["config"]["rl"]["alpha"] == 0.0
+    )
+    content = json.loads(first.read_text())
+    content["scores"] = [score for score in content["scores"] if score["metric"] != "reward"]
+    first.write_text(json.dumps(content))
+    again = Worker()
+    run_comparison(again, methods=[rewarded(0.0), rewarded(0.5)], seeds=[0])
+    assert again.trained == again.tested == []
+    page = (tmp_path / "compare" / "results.md").read_text()
+    assert "- alpha 0.0 has no reward on the test split: a run of an earlier version did not measure it." in page
+    assert "| alpha 0.5 | greedy | 0.500 | 50.0 | 1 |" in page
 
 
 def test_methods_that_see_more_of_the_training_split_share_the_references(run_comparison: Run) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.compare.conftest import BASE, run_record
-from tutelage.compare import plan
+from tutelage.compare import measures, plan
 from tutelage.compare.config import ComparisonRecipe
 from tutelage.compare.plan import Choice
 from tutelage.compare.records import RunRecord
@@ -72,6 +72,10 @@ def test_a_folder_is_named_by_what_shapes_the_run(make_recipe: MakeRecipe, tmp_p
     others.append(folder(methods=[{"name": "a"}, {"name": "gkd", "train.batch_size": 5}]))
     others.append(folder(methods=[{"name": "a"}, {"name": "gkd", "eval.teacher_divergence": False}]))
     assert len({same, *others}) == 5
+    assert folder(methods=[{"name": "a"}, {"name": "gkd", "eval.reward": False}]) == same
+    rl = {"name": "rl", "method": "rl_gkd", "rl": {"reward": "accuracy"}}
+    measured, silent = (folder(methods=[{"name": "a"}, {**rl, "eval.reward": reward}]) for reward in (True, False))
+    assert measured == folder(methods=[{"name": "a"}, rl]) != silent
 
 
 @pytest.mark.parametrize("role", ["student", "teacher", "other_teachers"])
@@ -157,74 +161,7 @@ def test_wrong_plans(make_recipe: MakeRecipe) -> None:
         plan.expand(make_recipe(baseline="kdd"))
     recipe = make_recipe(methods=[{"name": "gkd", "task.options.levell": "easy"}])
     with pytest.raises(UserError, match="method gkd: the arithmetic task has no option 'levell'"):
-        plan.check_tasks([plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0)])
-
-
-def test_a_task_without_a_metric_compares_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    for split in ("train", "validation", "test"):
-        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    task = {"name": "jsonl", "data": str(tmp_path), "options": {"metric": "none"}}
-    recipe = make_recipe(base={"student": "a", "teacher": "b", "task": task})
-    cells = [plan.make_cell(recipe, variant, {}, 0) for variant in plan.expand(recipe)]
-    with pytest.raises(
-        UserError, match=r"method kd: the jsonl task has metric none.*task\.options\.metric to exact_match"
-    ):
-        plan.check_tasks(cells)
-    recipe = make_recipe(base={"student": "a", "teacher": "b", "task": {**task, "options": {}}})
-    plan.check_tasks([plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0)], [("exact_match", "greedy")])
-
-
-@pytest.mark.parametrize(
-    ("files", "options", "missing", "ways"),
-    [
-        (["train"], {}, "validation", "task.options.validation_data or task.options.validation_fraction"),
-        (["train"], {"validation_fraction": 0.5}, "test", "task.options.test_data"),
-        (["train", "validation"], {}, "test", "task.options.test_data"),
-    ],
-)
-def test_a_comparison_needs_three_splits(
-    files: list[str], options: dict[str, float], missing: str, ways: str, make_recipe: MakeRecipe, tmp_path: Path
-) -> None:
-    rows = "".join(f'{{"prompt": "{number}", "completion": "b"}}\n' for number in range(20))
-    for split in files:
-        (tmp_path / f"{split}.jsonl").write_text(rows)
-    data = str(tmp_path if len(files) > 1 else tmp_path / "train.jsonl")
-    task = {"name": "jsonl", "data": data, "options": options}
-    recipe = make_recipe(base={"student": "a", "teacher": "b", "task": task})
-    cells = [plan.make_cell(recipe, variant, {}, 0) for variant in plan.expand(recipe)]
-    with pytest.raises(UserError) as caught:
-        plan.check_tasks(cells)
-    assert str(caught.value) == (
-        f"method kd: {data} has no {missing} split, and a comparison needs all three: it trains on train, chooses hyperparameters on "
-        f"validation and tests once on test. Under base, set {ways}, or task.data to a folder with train.jsonl, validation.jsonl, "
-        "test.jsonl"
-    )
-
-
-@pytest.mark.parametrize("measure", ["reverse_kl", "completion_length", "acuracy"])
-def test_only_a_metric_of_the_task_selects(measure: str, make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(select_by=f"{measure}, greedy")
-    cells = [plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0)]
-    with pytest.raises(UserError, match=f"select_by={measure}, greedy: .* is none; .*known are accuracy, "):
-        plan.check_tasks(cells, recipe.selection)
-    plan.check_tasks(cells, [("accuracy", "greedy"), ("step_accuracy", "greedy")])
-
-
-def test_the_reward_selects_where_every_method_has_one(make_recipe: MakeRecipe) -> None:
-    rl = {"name": "rl", "method": "rl_gkd", "rl": {"reward": "accuracy"}}
-    recipe = make_recipe(select_by="reward, greedy", methods=[rl, {"name": "kd", "method": "supervised_kd"}])
-    cells = [plan.make_cell(recipe, variant, {}, 0) for variant in plan.expand(recipe)]
-    plan.check_tasks(cells[:1], recipe.selection)
-    with pytest.raises(UserError, match=r"method kd: select_by=reward, greedy: .* is none; set rl\.reward under base"):
-        plan.check_tasks(cells, recipe.selection)
-
-
-def test_a_run_that_did_not_measure_what_selects_is_named(make_recipe: MakeRecipe) -> None:
-    select = plan.selector(make_recipe(select_by="reward, greedy"))
-    with pytest.raises(
-        UserError, match=r"select_by=reward, greedy: a run of an earlier version did not measure it; .* delete .*runs"
-    ):
-        select(run_record([0.0, 1.0]))
+        measures.check_tasks([plan.make_cell(recipe, plan.expand(recipe)[0], {}, 0)])
 
 
 def choose(recipe: ComparisonRecipe, values: dict[float, list[float]]) -> Choice | None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.compare.conftest import raw
-from tutelage.compare import plan
+from tutelage.compare import plan, references
 from tutelage.compare.config import read
 from tutelage.compare.start import Start, address
 from tutelage.eval.results import Completion, Evaluation, Row
@@ -84,6 +84,28 @@ def test_rewards_that_differ_are_measured_apart(config: Callable[..., Config]) -
 
     assert of("accuracy") != of("tests.compare.conftest:half")
     assert of("accuracy") == of("accuracy", alpha=0.25)
+
+
+def test_a_reward_written_anew_is_another(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "reward_of_the_start.py"
+    source.write_text("def mark(prompt, completion, reference, example):\n    return 0.0\n")
+    rewarded = config(**{"method": "rl_gkd", "rl.reward": "reward_of_the_start:mark"})
+    rewards = references.common_rewards([plan.Cell("a", {}, rewarded)])
+
+    def addresses() -> list[str]:
+        return [
+            address(rewarded),
+            references.key("initial", rewarded, rewards)[-1],
+            references.key("teacher", rewarded, rewards)[-1],
+        ]
+
+    before = addresses()
+    assert addresses() == before
+    source.write_text(source.read_text().replace("0.0", "1.5"))
+    assert not set(addresses()) & set(before)
 
 
 def test_what_only_shapes_training_is_not(config: Callable[..., Config]) -> None:

@@ -62,6 +62,24 @@ def test_a_folder_is_evaluated_shown_and_saved(folder, rows, tmp_path) -> None:
     assert "greedy, example 0" in text
 
 
+def test_a_reward_is_measured_where_it_is_named(folder, rows, tmp_path) -> None:
+    printed = io.StringIO()
+    request = request_for(folder, rows, tmp_path, split="train", rl={"reward": "rouge1"}, temperatures=(0.0,))
+    evaluation = run(request, console=Console(file=printed, width=200))
+    rewards = [each.reward for each in evaluation.completions]
+    assert len(rewards) == 6
+    assert evaluation.row("greedy").reward.value == pytest.approx(sum(rewards) / 6)
+    assert "reward [95%]" in printed.getvalue()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["rows"][0]["reward"]["value"] == pytest.approx(sum(rewards) / 6)
+    assert results["request"]["rl"]["reward"] == "rouge1"
+
+
+def test_a_wrong_reward_is_refused_before_loading(rows, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"rl\.reward=rouge3: no reward of the jsonl task; did you mean 'rouge[12L]'"):
+        run(request_for("/no/such/model", rows, tmp_path, rl={"reward": "rouge3"}))
+
+
 def test_limit_and_beams(folder, rows, tmp_path) -> None:
     request = request_for(folder, rows, tmp_path, split="train", limit=3, num_beams=2, temperatures=(0.0,))
     evaluation = run(request, console=Console(file=io.StringIO()))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.recipes.conftest import FIXED, write
+from tutelage.compare.table import COLUMNS
 
 
 def test_sizes_of_student_say_where_on_policy_is_ahead(scripts: dict[str, Any], tmp_path: Path) -> None:
@@ -99,11 +100,37 @@ def test_a_reward_that_rises_while_accuracy_falls_is_gamed(scripts: dict[str, An
     assert "Not complete yet: part rl_gamed: the initial student was not tested with its reward." in page
 
 
-def test_several_teachers_are_told_of(scripts: dict[str, Any], tmp_path: Path) -> None:
-    write(tmp_path / "teachers", {"the better teacher": [30.0, 32.0], "both": [28.0, 29.0]}, initial=6.5, around=2.0)
+def test_several_teachers_are_told_of_and_told_apart(scripts: dict[str, Any], tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "teachers", {"the better teacher": [30.0, 32.0], "both": [28.0, 29.0]}, initial=6.5, around=2.0
+    )
+    weaker = write(tmp_path / "other", {"both": [28.0]}, teacher=88.0)
+    lines = (folder / "runs.csv").read_text().splitlines(keepends=True)
+    renamed = [line.replace("teacher,", "first teacher,", 1) if line.startswith("teacher,") else line for line in lines]
+    added = [
+        line for line in (weaker / "runs.csv").read_text().splitlines(keepends=True) if line.startswith("teacher,")
+    ]
+    assert len(added) == 2
+    (folder / "runs.csv").write_text(
+        "".join([*with_run(renamed, "first teacher,", "strong"), *with_run(added, "teacher,", "weak")])
+    )
     body = scripts["verdicts"].write(tmp_path).read_text().split("## Several teachers")[1]
     assert "| both | 28.5 [26.5, 30.5] | 28.0 [26.0, 30.0] | 1 |" in body
+    assert "| teacher strong | 98.0 | 97.5 | – |" in body
+    assert "| teacher weak | 88.0 | 87.5 | – |" in body
     assert "by the weighted geometric mean of their distributions. " in body
+
+
+def with_run(lines: list[str], start: str, path: str) -> list[str]:
+    """Lines of runs.csv, those that begin so with the model in the column "run"."""
+    column = COLUMNS.index("run")
+    found = []
+    for line in lines:
+        cells = line.rstrip("\r\n").split(",")
+        if line.startswith(start):
+            cells[column] = path
+        found.append(",".join(cells) + "\n")
+    return found
 
 
 def test_the_reward_of_the_part_that_is_gamed_sees_words_and_nothing_else(scripts: dict[str, Any]) -> None:

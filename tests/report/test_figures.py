@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from tests.report.conftest import evaluation, mark_every_step, record, reevaluate, row, save_diverse, write_run
 from tutelage.cli import train_config
 from tutelage.eval.results import Row, save
+from tutelage.eval.signals import Estimate
 from tutelage.report import figures
 from tutelage.report.collect import collect
 
@@ -90,6 +92,35 @@ def test_a_reward_that_is_the_metric_is_not_drawn_against_it(tmp_path: Path) -> 
     assert "accuracy: from" not in metric.chart
     assert "valid_format: from reward 0.1" in metric.chart
     assert "accuracy: from reward 0.1" in divergence.chart
+
+
+def rewarded(value: float, reward: float) -> Row:
+    return replace(row("greedy", value), reward=Estimate(reward, None))
+
+
+def test_the_held_out_metric_against_the_held_out_reward(tmp_path: Path, run: Path) -> None:
+    own = write_rewards(tmp_path / "short", 3)
+    lines = [json.loads(line) for line in (own / "metrics.jsonl").read_text().splitlines()]
+    lines[0]["evaluation"] = {"accuracy greedy": 40.0, "reward greedy": 0.25, "accuracy T=1": 1.0}
+    (own / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for when, found in (("before", rewarded(50.0, 0.125)), ("after", rewarded(30.0, 0.5))):
+        save(evaluation([found, row("T=1", 10.0)], 0.5), own / "evaluation" / when, {})
+    held_out, metric, divergence = figures.reward_figures(collect([own, run]))
+    assert headings([held_out, metric, divergence]) == [
+        "Accuracy against the reward, held out, greedy", "Accuracy against the reward", "Reverse KL against the reward",
+    ]  # fmt: skip
+    assert (
+        "short: from reward 0.125 and accuracy 50 at step 0 to reward 0.5 and accuracy 30 at step 3." in held_out.chart
+    )
+    assert "<title>short, step 1: reward 0.25, accuracy 40</title>" in held_out.chart
+    assert held_out.chart.count("<circle") == 3
+    assert "gkd" not in held_out.chart  # the other run has no reward
+    assert "On held-out examples" in held_out.caption
+    # A run whose reward is the metric itself.
+    same = write_rewards(tmp_path / "same", 3, reward="accuracy")
+    save(evaluation([rewarded(50.0, 0.5)], 0.5), same / "evaluation" / "before", {})
+    save(evaluation([rewarded(60.0, 0.6)], 0.5), same / "evaluation" / "after", {})
+    assert headings(figures.reward_figures(collect([same]))) == ["Reverse KL against the reward"]
 
 
 def test_a_reward_needs_two_steps_and_a_run_a_reward(tmp_path: Path, run: Path) -> None:

@@ -44,7 +44,7 @@ def test_other_values_name_the_sample(value: Any, message: str) -> None:
     with pytest.raises(UserError) as raised:
         FunctionReward("pkg:f", lambda *_: value)(SAMPLES[:1])
     assert f"the reward pkg:f {message}, for the completion '3' of the prompt '1 + 2 ='" in str(raised.value)
-    assert "the weights were not updated" in str(raised.value)
+    assert "correct the reward; a run that had begun its steps goes on" in str(raised.value)
 
 
 def test_what_a_function_raises_names_the_sample_and_keeps_its_cause() -> None:

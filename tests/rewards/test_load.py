@@ -10,18 +10,17 @@ import torch
 
 from tutelage.errors import UserError
 from tutelage.rewards.base import FunctionReward, Sample
-from tutelage.rewards.load import import_function, is_scorer, load_reward
-from tutelage.rewards.options import RLConfig
+from tutelage.rewards.load import check_sampling, import_function, is_scorer, load_reward
+from tutelage.rewards.options import RewardConfig, RLConfig
 from tutelage.rollout.base import Sampling
 from tutelage.tasks import load_task
 from tutelage.tasks.base import Task
 
 CPU = torch.device("cpu")
-SAMPLING = Sampling(8)
 
 
-def reward_of(spelling: str, task: Task | None = None, sampling: Sampling = SAMPLING) -> Any:
-    return load_reward(RLConfig(reward=spelling), task or load_task("arithmetic"), sampling, CPU)
+def reward_of(spelling: str, task: Task | None = None) -> Any:
+    return load_reward(RewardConfig(reward=spelling), task or load_task("arithmetic"), CPU)
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 
 def test_no_reward() -> None:
-    assert load_reward(RLConfig(), load_task("arithmetic"), Sampling(8, temperature=0.5), CPU) is None
+    assert load_reward(RewardConfig(), load_task("arithmetic"), CPU) is None
 
 
 def test_the_tasks_own() -> None:
@@ -112,18 +111,12 @@ def test_prompts_without_completions_have_nothing_to_compare_with(tmp_path: Path
     ],
 )
 def test_the_student_must_draw_from_its_own_distribution(sampling: Sampling, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        reward_of("accuracy", sampling=sampling)
-
-
-@pytest.mark.parametrize("sampling", [Sampling(8, temperature=0.7), Sampling(8, top_p=0.9), Sampling(8, top_k=5)])
-def test_a_reward_that_is_only_measured_may_be_of_any_samples(sampling: Sampling) -> None:
-    task = load_task("arithmetic")
-    measured = load_reward(RLConfig(reward="accuracy", alpha=1), task, sampling, CPU)
-    assert measured is not None
-    assert measured.name == "accuracy"
-    with pytest.raises(UserError, match="the policy gradient of a reward is right only on"):
-        load_reward(RLConfig(reward="accuracy", alpha=0.99), task, sampling, CPU)
+    for alpha in (0.0, 0.99):
+        with pytest.raises(UserError, match=message):
+            check_sampling(RLConfig(reward="accuracy", alpha=alpha), sampling)
+    check_sampling(RLConfig(reward="accuracy", alpha=1), sampling)  # only measured
+    check_sampling(RLConfig(), sampling)
+    check_sampling(RLConfig(reward="accuracy"), Sampling(8))
 
 
 def test_scorers_are_told_by_their_prefix() -> None:

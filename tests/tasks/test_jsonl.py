@@ -47,6 +47,17 @@ def test_some_training_rows_may_have_no_completion(tmp_path):
     assert len(Jsonl(data=data, test_data=data, metric="none").examples("test")) == 2
 
 
+def test_a_held_out_row_without_a_completion_is_not_rewarded(tmp_path):
+    data = write(tmp_path, {"prompt": "a", "completion": "b"})
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"prompt": "c", "completion": null}\n')
+    task = Jsonl(data=data, validation_data=str(held_out), metric="none")
+    (example,) = task.examples("validation")
+    for reward in ("rougeL", "bleu", "exact_match"):
+        with pytest.raises(UserError, match=r"this row has a null completion, .* \(eval\.reward=false\)"):
+            task.rewards[reward]("None", example)
+
+
 def test_prompts_alone(tmp_path):
     task = Jsonl(data=write(tmp_path, {"prompt": "p"}), completion_column=None, metric="none")
     (example,) = task.examples("train")

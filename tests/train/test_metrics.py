@@ -234,7 +234,7 @@ def test_closing_table() -> None:
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
     assert cells == [
         ["loss", "1.5000", "0.2500"],
-        ["reward", "0.1250", "0.7500"],
+        ["reward of the step's sequences", "0.1250", "0.7500"],
         ["forward KL, nats", "2.0000", "0.5000"],
         ["agreement with the teacher", "50.0%", "87.5%"],
         ["accuracy, greedy", "10.0 [8.0, 12.0]", "-"],

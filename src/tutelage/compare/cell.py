@@ -22,6 +22,7 @@ from tutelage.models import load, vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.options import ModelConfig
 from tutelage.rewards.load import load_reward
+from tutelage.rewards.options import RewardConfig
 from tutelage.rewards.rewarder import Rewarder
 from tutelage.run import run
 from tutelage.tasks import Task, load_task
@@ -134,7 +135,7 @@ def _test(job: Job, protocol: EvaluationProtocol) -> None:
     encoding = _as_in_the_run(job, model, task)
     prompts = encode_split(task, "test", encoding, protocol.limit, show_progress=False)
     check_positions(model, longest_prompt(prompts), sampling_of(config, task))
-    reward = load_reward(config.rl, task, sampling_of(config, task), model.device)
+    reward = load_reward(config.rl if config.eval.reward else RewardConfig(), task, model.device)
     evaluation = evaluate(
         model,
         task,

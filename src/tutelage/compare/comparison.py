@@ -12,12 +12,12 @@ import torch
 import yaml
 from rich.console import Console
 
-from tutelage.compare import plan, plot, references, summary, table
+from tutelage.compare import measures, plan, plot, references, summary, table
 from tutelage.compare.cell import Job
 from tutelage.compare.config import ComparisonRecipe
 from tutelage.compare.execute import Execute, Failure, Work
 from tutelage.compare.plan import Cell, Choice, Variant
-from tutelage.compare.records import EvaluationProtocol, RunRecord
+from tutelage.compare.records import REWARD, EvaluationProtocol, RunRecord
 from tutelage.compare.summary import FinalRun, Line, Method, Reference
 from tutelage.train.methods import resolve
 from tutelage.train.setup import make_writable, pick_device
@@ -74,8 +74,9 @@ class Comparison:
         self.baseline = recipe.baseline or self.variants[0].name
         self.search = plan.search_cells(recipe, self.variants)
         self.possible = [cell for v in self.variants for point in v.grid for cell in plan.final_cells(recipe, v, point)]
-        plan.check_tasks(self.possible, recipe.selection)
-        self.reward = references.common_reward(self.possible)
+        measures.check_tasks(self.possible, recipe.selection)
+        measures.check_selection(self.search, recipe.selection)
+        self.rewards = references.common_rewards(self.possible)
         make_writable(recipe.output)
         cores = usable_cores()
         on_gpu = any(pick_device(cell.config.train.device).type != "cpu" for cell in self.possible)
@@ -92,8 +93,10 @@ class Comparison:
         """Runs what is not finished, and makes the tables of all that is.
 
         Raises:
+            UserError: a finished run of the search has not measured what hyperparameters are chosen by.
             Interrupted: as `execute.run_spawned`.
         """
+        measures.check_measured(self._records(self.search), self.recipe)
         (self.recipe.output / "recipe.yaml").write_text(_yaml(self.recipe), encoding="utf-8")
         failures = self._run_all("search", [self._job(cell, tested=False) for cell in self.search])
         records = self._records(self.search)
@@ -104,7 +107,7 @@ class Comparison:
             if (choice := chosen[variant.name]) is not None
         ]
         cells = [cell for _, _, several in finals for cell in several]
-        untrained = references.jobs(cells, self.reward, self.recipe.output, self.protocol, self.threads)
+        untrained = references.jobs(cells, self.rewards, self.recipe.output, self.protocol, self.threads)
         jobs = [*untrained.values(), *(self._job(cell, tested=True) for cell in cells)]
         failures += self._run_all("comparison", jobs)
         tested = {key: references.tested(key, job) for key, job in untrained.items() if job.test_record is not None}
@@ -135,6 +138,7 @@ class Comparison:
             notes.append("No table at equal time: it needs evaluations during training (base: eval.every).")
         missing = [v.name for v in self.variants if v.name not in {method.variant.name for method in methods}]
         notes += [f"Warning: {name} is not in the tables: none of its runs finished." for name in missing]
+        notes += table.reward_notes(methods, named)
         notes += [f"Warning: failed: {failure.label}: {failure.error}" for failure in failures]
         return ComparisonResult(
             self.recipe,
@@ -176,7 +180,7 @@ class Comparison:
         record, test = job.run_record, job.test_record
         if record is None or test is None:
             return None
-        initial = initials.get(references.key("initial", cell.config, self.reward))
+        initial = initials.get(references.key("initial", cell.config, self.rewards))
         return FinalRun(cell.variant, cell.folder.name, record, test, initial)
 
 
@@ -222,7 +226,8 @@ def _write(
         rows += table.final_rows(run, variants[run.variant].label, run.cell in records, keys)
     if rows:
         table.write(rows, output / "runs")
-    grids = [table.choices_grid(result.choices)] if any(choice.tried for choice in result.choices) else []
+    digits = 3 if any(metric == REWARD for metric, _ in result.recipe.selection) else 1
+    grids = [table.choices_grid(result.choices, digits)] if any(choice.tried for choice in result.choices) else []
     if result.methods:
         curves = [row for run in runs for row in table.curve_rows(run, variants[run.variant].label, keys)]
         table.write(curves, output / "curves")

@@ -12,14 +12,11 @@ from typing import Any
 
 from tutelage.compare import fingerprints
 from tutelage.compare.config import ComparisonRecipe, MethodEntry, points
-from tutelage.compare.records import REWARD, RunRecord
-from tutelage.errors import MissingSplitError, UserError, nearest
-from tutelage.tasks import Task, load_task, task_options
-from tutelage.tasks.base import SPLITS, Split
-from tutelage.tasks.metrics import METRICS
+from tutelage.compare.records import RunRecord
+from tutelage.errors import UserError, nearest
 from tutelage.train import config_io
 from tutelage.train.checks import check_mixture
-from tutelage.train.config import Config, Recipe, TaskConfig, identity
+from tutelage.train.config import Config, Recipe, identity
 from tutelage.train.methods import IdleOptionError, resolve
 
 
@@ -245,67 +242,12 @@ def address(config: Config) -> str:
         content["validation"]["samples_per_prompt"] = config.eval.samples_per_prompt
     if not config.eval.teacher_divergence:
         content["validation"]["teacher_divergence"] = False
+    if config.rl.reward is not None and not config.eval.reward:
+        content["validation"]["reward"] = False
     files = fingerprints.of_data(config.task) | fingerprints.of_reward(config.rl.reward)
     if files:
         content["files"] = files
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def check_tasks(cells: Sequence[Cell], selection: Sequence[tuple[str, str]] = ()) -> None:
-    """Builds every task once, and asks it for the rows that a comparison needs: train, validation and test.
-
-    Args:
-        cells: the runs.
-        selection: pairs (metric, decoding) that hyperparameters are chosen by.
-
-    Raises:
-        UserError: a task is wrong, lacks a split or a metric, or does not have a metric of `selection`; names the method.
-    """
-    checked: list[tuple[TaskConfig, bool]] = []
-    for cell in cells:
-        given = (cell.config.task, cell.config.rl.reward is not None)
-        if given in checked:
-            continue
-        checked.append(given)
-        try:
-            _check_task(*given, selection)
-        except UserError as error:
-            raise UserError(f"method {cell.variant}: {error}") from error
-
-
-def _check_task(given: TaskConfig, rewarded: bool, selection: Sequence[tuple[str, str]]) -> None:
-    task = load_task(given.name, data=given.data, **given.options)
-    for split in SPLITS:
-        _check_split(task, given, split)
-    metrics = task.score([""], [task.examples("validation")[0]]).values
-    if not metrics:
-        raise UserError(
-            f"the {task.name} task has metric {task.metric}, so that there is nothing to compare methods by; set task.options.metric to "
-            f"{', '.join(name for name in METRICS if name != 'none')} (validation and test rows then need completions)"
-        )
-    known = [*metrics, *([REWARD] if rewarded else [])]
-    for metric, decoding in selection:
-        if metric not in known:
-            hint = "set rl.reward under base" if metric == REWARD else nearest(metric, known)
-            raise UserError(
-                f"select_by={metric}, {decoding}: the largest value is chosen, of a metric of the {task.name} task or of the reward, and "
-                f"{metric} is none; {hint}"
-            )
-
-
-def _check_split(task: Task, given: TaskConfig, split: Split) -> None:
-    """Raises UserError where the split is missing: it names ways out that a comparison has, which are fewer than a run's."""
-    try:
-        task.examples(split)
-    except MissingSplitError as error:
-        ways = [f"{split}_data"] + (["validation_fraction"] if split == "validation" else [])
-        options = [f"task.options.{option}" for option in ways if option in task_options(given.name)]
-        own = f"{' or '.join(options)}, or " if options else ""
-        raise UserError(
-            f"{given.data or f'the data of the {given.name} task'} has no {split} split, and a comparison needs all three: it trains on "
-            f"train, chooses hyperparameters on validation and tests once on test. Under base, set {own}task.data to a folder with "
-            f"{', '.join(f'{name}.jsonl' for name in SPLITS)}"
-        ) from error
 
 
 def choose(recipe: ComparisonRecipe, variant: Variant, records: Mapping[str, RunRecord]) -> Choice | None:
@@ -332,19 +274,12 @@ def choose(recipe: ComparisonRecipe, variant: Variant, records: Mapping[str, Run
 
 
 def selector(recipe: ComparisonRecipe) -> Any:
-    """The function record -> number that `select_by` stands for; it raises UserError for a run that did not measure it."""
+    """The function record -> number that `select_by` stands for."""
 
     def mean_of(record: RunRecord) -> float:
         if not recipe.selection:
             return fmean(score.value for score in record.scores if score.headline)
         found = {(score.metric, score.decoding): score.value for score in record.scores}
-        if lacking := [
-            f"{metric}, {decoding}" for metric, decoding in recipe.selection if (metric, decoding) not in found
-        ]:
-            raise UserError(
-                f"select_by={'; '.join(lacking)}: a run of an earlier version did not measure it; give the comparison another output, or "
-                f"delete {recipe.output / 'runs'}"
-            )
         return fmean(found[wanted] for wanted in recipe.selection)
 
     return mean_of

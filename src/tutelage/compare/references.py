@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from tutelage.compare.plan import Cell
 from tutelage.compare.records import EvaluationProtocol
 from tutelage.compare.summary import Reference
 from tutelage.rewards.options import RLConfig
-from tutelage.train.config import TRAINING_KEYS, Config, TaskConfig
+from tutelage.train.config import TRAINING_KEYS, Config, EvalConfig, TaskConfig
 
 Role = Literal["initial", "teacher"]
 Key = tuple[str, ...]
@@ -23,47 +23,59 @@ ROLES: dict[Role, str] = {"initial": "initial student", "teacher": "teacher"}
 _TRAINING_OPTIONS = {"train_size"}
 
 
-def common_reward(cells: Sequence[Cell]) -> RLConfig:
-    """The reward that all cells with one share, only measured; none where there is none, or several: a model has one line in the tables."""
-    found = {
-        (cell.config.rl.reward, cell.config.rl.scorer_label) for cell in cells if cell.config.rl.reward is not None
+def common_rewards(cells: Sequence[Cell]) -> dict[str, RLConfig]:
+    """Task -> the reward that all cells on it that measure one share, only measured; a model has one line in the tables, so that tasks
+    with several rewards have none here."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for cell in cells:
+        rl = cell.config.rl
+        if rl.reward is not None and cell.config.eval.reward:
+            found.setdefault(_task_key(cell.config), set()).add((rl.reward, rl.scorer_label))
+    return {
+        task: RLConfig(reward=reward, scorer_label=label, alpha=1)
+        for task, several in found.items()
+        if len(several) == 1
+        for reward, label in several
     }
-    if len(found) != 1:
-        return RLConfig()
-    reward, label = found.pop()
-    return RLConfig(reward=reward, scorer_label=label, alpha=1)
 
 
 def jobs(
-    cells: Sequence[Cell], reward: RLConfig, output: Path, protocol: EvaluationProtocol, threads: int
+    cells: Sequence[Cell], rewards: Mapping[str, RLConfig], output: Path, protocol: EvaluationProtocol, threads: int
 ) -> dict[Key, Job]:
     """A job for each initial student and each teacher of the runs.
 
     Args:
         cells: the runs.
-        reward: what `common_reward` finds.
+        rewards: what `common_rewards` finds.
         output: the comparison's folder.
         protocol: how to test.
         threads: of each job.
     """
     found: dict[Key, Job] = {}
     # Not the teacher that these runs have, which is no single model: the first of it, and called so.
-    firsts = {key("teacher", cell.config, reward) for cell in cells if cell.config.other_teachers}
+    firsts = {key("teacher", cell.config, rewards) for cell in cells if cell.config.other_teachers}
     for role, label in ROLES.items():
         # A student ends where its teacher does, too: runs with a teacher first.
         for cell in sorted(cells, key=lambda cell: cell.config.teacher is None):
             if role == "initial" or cell.config.teacher is not None:
-                of_model = key(role, cell.config, reward)
+                of_model = key(role, cell.config, rewards)
                 name = f"first {label}" if of_model in firsts else label
                 if role == "initial" and cell.config.student_model.init == "config":
                     name += f", seed {cell.config.seed}"
-                config = cell.config.model_copy(update={"rl": reward})
+                config = cell.config.model_copy(
+                    update={"rl": reward_of(cell.config, rewards), "eval": _rewarded(cell.config)}
+                )
                 job = Job(name, output / "references" / of_model[-1], config, role, protocol, threads)
                 found.setdefault(of_model, job)
     return found
 
 
-def key(role: Role, config: Config, reward: RLConfig) -> Key:
+def reward_of(config: Config, rewards: Mapping[str, RLConfig]) -> RLConfig:
+    """What the models on this configuration's task are rewarded by; `rewards` as `common_rewards` finds them."""
+    return rewards.get(_task_key(config), RLConfig())
+
+
+def key(role: Role, config: Config, rewards: Mapping[str, RLConfig]) -> Key:
     """(role, model, address): runs that start from one student, or have one teacher, share its evaluation on the test split.
 
     All of the task is in the address, data by its content too, but for how much of the training split a run may see. Fresh weights
@@ -85,9 +97,19 @@ def key(role: Role, config: Config, reward: RLConfig) -> Key:
     ]
     if role == "initial" and config.student_model.init == "config":
         about.append(config.seed)
+    reward = reward_of(config, rewards)
     if reward.reward is not None:
         about.append([reward.reward, reward.scorer_label, fingerprints.of_reward(reward.reward)])
     return role, str(model), hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _task_key(config: Config) -> str:
+    return json.dumps([_tested_task(config.task), fingerprints.of_data(config.task)], sort_keys=True)
+
+
+def _rewarded(config: Config) -> EvalConfig:
+    """The run's section `eval`, whose own run may measure no reward where others of its comparison do."""
+    return config.eval.model_copy(update={"reward": True})
 
 
 def _tested_task(task: TaskConfig) -> dict[str, Any]:

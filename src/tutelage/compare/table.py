@@ -165,16 +165,16 @@ def write(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     pq.write_table(table, path.with_name(f"{path.name}.parquet"))
 
 
-def choices_grid(choices: Iterable[Choice]) -> Grid:
-    """What was chosen for each method, among what, and by which score."""
+def choices_grid(choices: Iterable[Choice], digits: int = 1) -> Grid:
+    """What was chosen for each method, among what, and by which score, shown with so many digits."""
     rows = []
     for choice in choices:
         chosen = ", ".join(f"{key} = {value}" for key, value in choice.point.items()) or "as given"
         tried = "; ".join(
-            f"{', '.join(str(value) for value in point.values())}: {with_interval(score)}"
+            f"{', '.join(str(value) for value in point.values())}: {with_interval(score, digits=digits)}"
             for point, score in choice.tried
         )
-        score = with_interval(choice.score) + (" (edge)" if choice.edges else "")
+        score = with_interval(choice.score, digits=digits) + (" (edge)" if choice.edges else "")
         rows.append((choice.variant, chosen, score, tried or "–"))
     return Grid("Hyperparameters, chosen on validation", ("method", "chosen", "score", "grid"), tuple(rows))
 
@@ -224,23 +224,50 @@ def rewards_grid(methods: Sequence[Method], references: Sequence[Reference]) -> 
     """
     rows: list[tuple[str, ...]] = []
     metric = ""
+    spellings = {method.variant.name: _reward_of(method) for method in methods}
+    several = len(set(spellings.values()) - {None}) > 1
     for method in methods:
-        runs = [_rewards(run.test.scores) for run in method.runs]
-        for decoding, (_, measured) in runs[0].items():
-            pairs = [run[decoding] for run in runs if decoding in run]
-            if len(pairs) == len(runs):
-                metric = measured.metric
-                both = [seed_summary([score.value for score in several]) for several in zip(*pairs, strict=True)]
-                cells = (
-                    with_interval(s.mean, s.interval, digits) for s, digits in zip(both, _REWARD_DIGITS, strict=True)
-                )
-                rows.append((method.variant.name, decoding, *cells, str(len(runs))))
+        name = method.variant.name
+        shown = f"{name}, by {spellings[name]}" if several else name
+        for decoding, pairs in _rewarded(method).items():
+            metric = pairs[0][1].metric
+            both = [seed_summary([score.value for score in each]) for each in zip(*pairs, strict=True)]
+            cells = (with_interval(s.mean, s.interval, digits) for s, digits in zip(both, _REWARD_DIGITS, strict=True))
+            rows.append((shown, decoding, *cells, str(len(pairs))))
     for reference in references:
         for decoding, pair in _rewards(reference.test.scores).items():
             cells = (with_interval(s.value, _interval(s), d) for s, d in zip(pair, _REWARD_DIGITS, strict=True))
             rows.append((reference.name, decoding, *cells, "–"))
     title = "Reward, on the test split [95%: over seeds (Student's t); of models that were not trained, over examples (bootstrap)]"
     return Grid(title, ("method", "decoding", "reward", metric, "seeds"), tuple(rows)) if metric else None
+
+
+def reward_notes(methods: Sequence[Method], references: Sequence[Reference]) -> list[str]:
+    """What the table of rewards lacks, and why."""
+    measured = [method for method in methods if _reward_of(method) is not None]
+    found = [
+        f"{method.variant.name} has no reward on the test split: a run of an earlier version did not measure it."
+        for method in measured
+        if not _rewarded(method)
+    ]
+    if len({_reward_of(method) for method in measured}) > 1 and not all(
+        _rewards(each.test.scores) for each in references
+    ):
+        found.append("Where methods have several rewards on one task, models that were not trained have none.")
+    return found
+
+
+def _reward_of(method: Method) -> str | None:
+    """The spelling of what a method's runs measure."""
+    config = method.runs[0].record.config
+    reward: str | None = config["rl"]["reward"] if config["eval"].get("reward", True) else None
+    return reward
+
+
+def _rewarded(method: Method) -> dict[str, list[tuple[Score, Score]]]:
+    """Decoding -> reward and headline metric of every run; without those decodings in which a run lacks one."""
+    runs = [_rewards(run.test.scores) for run in method.runs]
+    return {decoding: [run[decoding] for run in runs] for decoding in runs[0] if all(decoding in run for run in runs)}
 
 
 def _rewards(scores: Sequence[Score]) -> dict[str, tuple[Score, Score]]:

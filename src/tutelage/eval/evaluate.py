@@ -269,11 +269,11 @@ def _reward(
     samples = row.samples_per_prompt
     rewards = rewarder.values([prompt for prompt in prompts for _ in range(samples)], rollouts)
     by_prompt = np.asarray(rewards).reshape(-1, samples).mean(1)
-    interval = (
-        bootstrap_interval(lambda chosen: float(by_prompt[chosen].mean()), len(prompts), bootstrap, seed=seed)
-        if bootstrap
-        else None
-    )
+    interval = None
+    if bootstrap and np.ptp(by_prompt) > 0:  # where all are equal, resampling finds no spread, however few they are
+        interval = bootstrap_interval(
+            lambda chosen: float(by_prompt[chosen].mean()), len(prompts), bootstrap, seed=seed
+        )
     rewarded = [replace(each, reward=reward) for each, reward in zip(completions, rewards, strict=True)]
     return replace(row, reward=Estimate(float(by_prompt.mean()), interval)), rewarded
 

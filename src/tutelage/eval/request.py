@@ -21,6 +21,10 @@ from tutelage.eval.results import Evaluation, save, show
 from tutelage.models import load, vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.options import ModelConfig
+from tutelage.rewards.base import Reward
+from tutelage.rewards.load import load_reward
+from tutelage.rewards.options import RewardConfig
+from tutelage.rewards.rewarder import Rewarder
 from tutelage.section import Section
 from tutelage.tasks import Task, load_task
 from tutelage.tasks.base import Split
@@ -41,6 +45,8 @@ class EvalRequest(Section):
     """Folder or hub name of a teacher to measure the distance from; None: no such measurement."""
     model_options: ModelConfig = ModelConfig()
     """How model and teacher are loaded."""
+    rl: RewardConfig = RewardConfig()
+    """What the completions are rewarded by, beside the task's metric."""
     split: Split = "test"
     """The split evaluated."""
     temperatures: tuple[float, ...] = (0.0, 1.0)
@@ -81,7 +87,7 @@ def run(request: EvalRequest, *, console: Console | None = None) -> Evaluation:
         console: where to print; None: standard output.
 
     Raises:
-        UserError: the model, the task, its data or a harness task is wrong, the harness is not installed, or the output
+        UserError: the model, the task, its data, the reward or a harness task is wrong, the harness is not installed, or the output
             folder cannot be written; before any long work.
     """
     console = console or make_console()
@@ -98,10 +104,15 @@ def run(request: EvalRequest, *, console: Console | None = None) -> Evaluation:
     task = None
     if harness is None or request.task != TaskConfig():
         task = load_task(request.task.name, data=request.task.data, **request.task.options)
+    elif request.rl.reward is not None:
+        raise UserError(
+            f"rl.reward={request.rl.reward} with harness tasks alone, which are not rewarded; name a task (--task.name), or drop it"
+        )
+    reward = None if task is None else load_reward(request.rl, task, device)
     model = load.load(request.model, request.model_options, device)
     evaluation = Evaluation(model.name, "", (), ())
     if task is not None:
-        evaluation = _on_task(request, model, task, console)
+        evaluation = _on_task(request, model, task, reward, console)
         show(evaluation, console, request.show)
         _save(evaluation, request, device)
     if harness is not None:
@@ -118,7 +129,9 @@ def _save(evaluation: Evaluation, request: EvalRequest, device: torch.device) ->
         save(evaluation, request.output, {"request": request.model_dump(mode="json"), "versions": versions(device)})
 
 
-def _on_task(request: EvalRequest, model: LanguageModel, task: Task, console: Console) -> Evaluation:
+def _on_task(
+    request: EvalRequest, model: LanguageModel, task: Task, reward: Reward | None, console: Console
+) -> Evaluation:
     encoding = Encoding(
         model.tokenizer,
         model.is_encoder_decoder,
@@ -149,6 +162,7 @@ def _on_task(request: EvalRequest, model: LanguageModel, task: Task, console: Co
             num_beams=request.num_beams or task.generation.num_beams,
             bootstrap=request.bootstrap,
             teacher=teacher,
+            rewarder=None if reward is None else Rewarder(reward, task, model.tokenizer),
             progress=lambda done, total: bar.update(row, completed=done, total=total),
         )
 

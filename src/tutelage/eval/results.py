@@ -105,8 +105,8 @@ class Row:
         self_bleu: 0 to 100, mean over prompts; None for one sample a prompt.
         distinct_2: distinct bigrams among a prompt's samples, mean over prompts; None for one sample a prompt.
         seconds: spent generating.
-        reward: mean over the completions of what the run's reward gives them; None without one. It is shown beside the metric:
-            where it rises and the metric falls, the student games it.
+        reward: mean over the completions of what the run's reward gives them, without an interval where all prompts have the same; None
+            without one. It is shown beside the metric: where it rises and the metric falls, the student games it.
     """
 
     decoding: str

@@ -23,11 +23,12 @@ _MEASURES = ("forward_kl", "reverse_kl", "jsd", "student_entropy", "teacher_entr
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over tokens.
+    """A mean, over tokens or over completions.
 
     Attributes:
         value: the mean.
-        interval: 95% bootstrap interval over sequences, which keep their tokens together; None without resamples.
+        interval: 95% bootstrap interval, over sequences, which keep their tokens together, or over prompts, which keep their completions
+            together; None without resamples.
     """
 
     value: float

@@ -55,6 +55,11 @@ DIVERSITY_HINT = (
 )
 _MOMENTS = 12  # of a trajectory; a step's mean over a few sequences is mostly noise
 
+_GAMING = (
+    "Up and to the right: the student earns its reward by doing the task. Gaming the reward looks like a path that goes on to the right "
+    "but no further up, or bends down."
+)
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -141,17 +146,16 @@ def marks_figure(runs: Sequence[RunData]) -> list[Figure]:
 def reward_figures(runs: Sequence[RunData]) -> list[Figure]:
     """The reward against what it may be gamed against: the task's metric and the divergence from the teacher.
 
-    All three are of the sequences trained on. A run whose reward is that very metric is left out of the first chart.
+    First on held-out examples, as the evaluations have both, then on the sequences trained on. A run whose reward is that very metric is
+    left out of the charts of the metric.
 
     Source: Gao, Schulman & Hilton, Scaling laws for reward model overoptimization, ICML 2023 (arXiv 2210.10760), figure 1.
     """
-    figures = []
+    figures = _held_out_rewards(runs)
     metrics = {run.name: (metric, run.task) for run in runs if (metric := _task_metric(run)) is not None}
     for (metric, task), ending in endings(metrics.values(), runs).items():
         caption = (
-            "Up and to the right: the student earns its reward by doing the task. Gaming the reward looks like a path that goes on "
-            "to the right but no further up, or bends down. Both are of sequences written for training: without a calculator that the "
-            "evaluation may lend."
+            f"{_GAMING} Both are of sequences written for training: without a calculator that the evaluation may lend."
         )
         ways = [
             Trajectory(
@@ -170,6 +174,23 @@ def reward_figures(runs: Sequence[RunData]) -> list[Figure]:
         for slot, run in enumerate(runs)
     ]
     return [*figures, *_against_reward("Reverse KL", caption, ways, "reverse KL (nats a token)")]
+
+
+def _held_out_rewards(runs: Sequence[RunData]) -> list[Figure]:
+    """The metric of held-out examples against their reward, one chart a metric and decoding setting."""
+    found = evaluated(runs)
+    ending = endings([(measure.metric, measure.task) for measure in found], runs)
+    figures = []
+    for measure in found:
+        ways = [
+            Trajectory(run.name, slot, _held_out_moments(run, measure))
+            for slot, run in enumerate(runs)
+            if run.config.rl.reward != measure.metric
+        ]
+        name = f"{metric_name(measure.metric)}{ending[measure.metric, measure.task]}"
+        caption = f"{_GAMING} On held-out examples, from the evaluation before training to the one after it."
+        figures += _against_reward(name, caption, ways, measure.metric, f", held out, {measure.decoding}")
+    return figures
 
 
 def phases(runs: Sequence[RunData]) -> dict[str, int]:
@@ -232,11 +253,13 @@ def _against(
     return [Figure(heading, caption, line_chart(heading, series, x_label=x.label, y_label=y.label))]
 
 
-def _against_reward(measure: str, caption: str, ways: Sequence[Trajectory], unit: str) -> list[Figure]:
+def _against_reward(
+    measure: str, caption: str, ways: Sequence[Trajectory], unit: str, ending: str = ""
+) -> list[Figure]:
     """One trajectory a run; no figure where none has two moments."""
     if all(len(way.moments) < 2 for way in ways):
         return []
-    heading = f"{measure} against the reward"
+    heading = f"{measure} against the reward{ending}"
     return [Figure(heading, caption, trajectory_chart(heading, ways, x_label="reward", y_label=unit))]
 
 
@@ -253,6 +276,20 @@ def _moments(run: RunData, values: Sequence[Any]) -> tuple[Moment, ...]:
         Moment(stretch[-1].step, fmean(each.x for each in stretch), fmean(each.y for each in stretch))
         for stretch in stretches
     )
+
+
+def _held_out_moments(run: RunData, measure: Measure) -> tuple[Moment, ...]:
+    """Reward and metric of the run's evaluations: before, during and after training, those that have both."""
+    found: dict[int, Moment] = {}
+    for record in run.records if measure.task == run.task and not run.changed else ():  # as in `_evaluated`
+        evaluation = record.get("evaluation", {})
+        reward, value = (evaluation.get(f"{name} {measure.decoding}") for name in ("reward", measure.metric))
+        if _is_number(reward) and _is_number(value):
+            found[record["step"]] = Moment(record["step"], reward, value)
+    for step, row in zip((0, run.steps), run.measured(measure), strict=True):
+        if row is not None and row.reward is not None and row.value is not None:
+            found[step] = Moment(step, row.reward.value, row.value)
+    return tuple(found[step] for step in sorted(found))
 
 
 def _task_metric(run: RunData) -> str | None:

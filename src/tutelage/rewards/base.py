@@ -93,7 +93,7 @@ class FunctionReward:
 def _failure(name: str, sample: Sample, problem: str) -> UserError:
     return UserError(
         f"the reward {name} {problem}, for the completion {_excerpt(sample.completion)} of the prompt {_excerpt(sample.prompt)}; "
-        "the weights were not updated: correct the reward, then go on (resume)"
+        "correct the reward; a run that had begun its steps goes on from its last checkpoint (resume)"
     )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from tutelage.errors import UserError, nearest
 from tutelage.rewards.base import FunctionReward, Reward, RewardFunction
-from tutelage.rewards.options import RLConfig
+from tutelage.rewards.options import RewardConfig, RLConfig
 from tutelage.rewards.scorer import Scorer
 from tutelage.rollout.base import Sampling
 from tutelage.tasks.base import Example, Rewarding, Task
@@ -28,23 +28,20 @@ def is_scorer(spelling: str | None) -> bool:
     return spelling is not None and spelling.startswith(SCORER)
 
 
-def load_reward(options: RLConfig, task: Task, sampling: Sampling, device: torch.device) -> Reward | None:
-    """The reward of a run; None where there is none.
+def load_reward(options: RewardConfig, task: Task, device: torch.device) -> Reward | None:
+    """The reward that the options name; None where they name none.
 
     Args:
-        options: the run's section `rl`.
+        options: a run's section `rl`, or that of an evaluation.
         task: whose completions are rewarded.
-        sampling: how the student writes them.
         device: where a learned scorer computes.
 
     Raises:
-        UserError: the reward is trained on, and the student would not draw from its own distribution; the reward is unknown to
-            the task (names the nearest); the function cannot be imported or called; the folder holds no scorer.
+        UserError: the reward is unknown to the task (names the nearest); the function cannot be imported or called; the folder holds no
+            scorer.
     """
     if options.reward is None:
         return None
-    if options.alpha < 1:  # at 1 the reward is measured, and no policy gradient follows it
-        check_sampling(sampling)
     if is_scorer(options.reward):
         return Scorer(options.reward.removeprefix(SCORER), options.scorer_label, device)
     if ":" in options.reward:
@@ -52,8 +49,11 @@ def load_reward(options: RLConfig, task: Task, sampling: Sampling, device: torch
     return task_reward(options.reward, task)
 
 
-def check_sampling(sampling: Sampling) -> None:
-    """Raises UserError unless the student draws from the very distribution whose log-probabilities are differentiated."""
+def check_sampling(options: RLConfig, sampling: Sampling) -> None:
+    """Raises UserError where a reward is trained on and the student does not draw from the very distribution whose log-probabilities are
+    differentiated."""
+    if options.reward is None or options.alpha == 1:  # at 1 the reward is measured, and no policy gradient follows it
+        return
     if sampling.temperature != 1:
         raise UserError(
             f"rollout.temperature={sampling.temperature}: the policy gradient of a reward is right only on tokens drawn from "

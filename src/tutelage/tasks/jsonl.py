@@ -99,7 +99,16 @@ class Jsonl:
         if self.messages_column is None and self.completion_column is None:
             return {}
         self._need_completions(self.examples("train"), "train", "a reward against completions")
-        return reference_rewards(lambda example: [str(self.reference(example))])
+        return reference_rewards(self._references)
+
+    def _references(self, example: Example) -> list[str]:
+        reference = self.reference(example)
+        if reference is None:
+            raise UserError(
+                f"this row has a null {self.completion_column}, which a reward against completions compares with; fill it in, or do not "
+                "reward what is held out (eval.reward=false)"
+            )
+        return [reference]
 
     def _need_completions(self, rows: Sequence[Example], split: str, what: str) -> None:
         without = next((i for i, row in enumerate(rows, start=1) if self.reference(row) is None), None)

@@ -169,6 +169,8 @@ class EvalConfig(Section):
     teacher_divergence: bool = True
     """Measure the distance from the teacher, before the first step and after the last: a forward pass of both models over everything
     that was written, and over the references."""
+    reward: bool = True
+    """Measure the run's reward on held-out examples, too, in every evaluation: where it rises and the task's metric falls, it is gamed."""
     marks: int = Field(16, ge=0)
     """Sequences of which every evaluation keeps the teacher's mark on each token, for the report; 0: none."""
 

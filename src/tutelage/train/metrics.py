@@ -283,7 +283,7 @@ def _changes(summary: Summary) -> Table:
     table = Table("", "first", "last", title=f"{summary['steps']} steps", title_justify="left", caption_justify="left")
     for key, label in (
         ("loss", "loss"),
-        ("reward", "reward"),
+        ("reward", "reward of the step's sequences"),
         ("forward_kl", "forward KL, nats"),
         ("reverse_kl", "reverse KL, nats"),
     ):

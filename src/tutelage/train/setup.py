@@ -16,7 +16,7 @@ from tutelage.data.prompts import PromptStream
 from tutelage.errors import UserError
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.student import Student
-from tutelage.rewards.load import load_reward
+from tutelage.rewards.load import check_sampling, load_reward
 from tutelage.rewards.rewarder import Rewarder
 from tutelage.rollout.base import Sampling
 from tutelage.rollout.log import RolloutLog
@@ -90,7 +90,8 @@ def prepare(
     torch.manual_seed(config.seed)
     device = pick_device(config.train.device)
     check_implementation(config, objective, device)
-    reward = load_reward(config.rl, task, sampling_of(config, task), device)
+    check_sampling(config.rl, sampling_of(config, task))
+    reward = load_reward(config.rl, task, device)
     student, teachers = load_models(config, objective, student, teacher, device)
     if teachers:
         check_signal(config, objective, student, sampling_of(config, task))
