@@ -52,6 +52,7 @@ ARITHMETIC = (
     "rl_rates",
     "rl_gamed",
     "self",
+    "self_large",
     "self_more",
     "self_rates",
     "sizes",
@@ -77,6 +78,7 @@ MORE = (
     "rl_gamed",
     "rl_hard",
     "rl_one_rate",
+    "self_large",
     "self_more",
     "teachers",
 )

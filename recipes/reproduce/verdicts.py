@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import figures
-from claims import JUDGES
+from claims import JUDGES, SELF_LARGE
 from comparisons import STUDIES
 from layout import Verdict, markdown
 from reward import HARD, ONE_RATE, WEAK_START
@@ -17,8 +17,9 @@ from tables import Incomplete, Part, about_other_runs, with_more
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "reproduction"
 PARTS = (
-    "methods", "control", "divergences", "diversity", "fractions_few", "fractions", "low_data", "rl", ONE_RATE, HARD, WEAK_START, "self",
-    *WITHOUT_VERDICT, "multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data", "multi30k_diversity",
+    "methods", "control", "divergences", "diversity", "fractions_few", "fractions", "low_data",
+    "rl", ONE_RATE, HARD, WEAK_START, "self", SELF_LARGE, *WITHOUT_VERDICT,
+    "multi30k", "multi30k_long", "multi30k_all", "multi30k_low_data", "multi30k_diversity",
 )  # fmt: skip
 HEAD = """# The paper's claims at the size of two processor cores
 

@@ -186,3 +186,18 @@ def test_claim_7_reads_the_gain_of_the_teacher_itself(
     assert f"{name}, T=1: 2.0 [{low}, 4.5] points ahead of its teacher." in verdict.found
     assert "sharpened to temperature 0.5 is compared with its teacher sampled at T = 1" in verdict.found
     assert f"Greedily, which no sharpening helps, it is 2.0 [{low}, 4.5] points ahead of its teacher." in verdict.found
+
+
+def test_claim_7_is_decided_by_the_larger_repetition(scripts: dict[str, Any], tmp_path: Path) -> None:
+    name = "the teacher itself, on-policy GKD, teacher at temperature 0.5"
+    write(tmp_path / "self", {name: [62.0, 63.0, 64.0]}, teacher=60.0, gains={name: (3.0, -0.5, 6.5)})
+    write(tmp_path / "self_large", {name: [61.0, 62.0]}, teacher=60.0, gains={name: (1.5, 0.5, 2.5)})
+    verdict = judged(scripts, "self_distillation", tmp_path)
+    assert list(verdict.checks) == [True, True]
+    assert f"4,000 other problems, six seeds: {name}, T=1: 1.5 [0.5, 2.5] points ahead of its teacher." in verdict.found
+    assert f"\n{name}, T=1: 3.0 [-0.5, 6.5] points ahead of its teacher (before, not counted)." in verdict.found
+    assert "set up before they ran" in verdict.criterion
+    assert [row[0] for row in verdict.table[1]] == [
+        f"4,000 other problems, six seeds: {name}", "4,000 other problems, six seeds: teacher", name, "teacher",
+    ]  # fmt: skip
+    assert verdict.parts == ("self_large", "self")

@@ -73,7 +73,7 @@ class ComparisonOptions(Section):
     """Every point of a grid is trained once with each of these."""
     select_by: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     """The hyperparameters are the best by this on validation: "METRIC, DECODING" as in "accuracy, greedy", or the mean of
-    several; empty: the mean of the task's headline metric over all decodings."""
+    several; "reward, T=1" for the reward of methods that have one; empty: the mean of the task's headline metric over all decodings."""
     baseline: str | None = None
     """The method whose gain over the initial student the others' gains are divided by; None: the first."""
     temperatures: tuple[float, ...] = Field((0.0, 1.0), min_length=1)
