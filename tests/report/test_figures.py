@@ -69,7 +69,7 @@ def write_rewards(folder: Path, steps: int, **config: Any) -> Path:
 def test_the_reward_against_the_metric_and_the_divergence(tmp_path: Path) -> None:
     metric, divergence = figures.reward_figures(collect([write_rewards(tmp_path / "short", 3)]))
     assert headings([metric, divergence]) == [
-        "Accuracy against the reward", "Reverse KL against the reward",
+        "Accuracy against the reward, in training", "Reverse KL against the reward, in training",
     ]  # fmt: skip
     assert "short: from reward 0.1 and accuracy 49 at step 1 to reward 0.3 and accuracy 47 at step 3." in metric.chart
     assert "<title>short, step 2: reward 0.2, reverse KL (nats a token) 4</title>" in divergence.chart
@@ -87,7 +87,7 @@ def test_many_steps_become_twelve_moments(tmp_path: Path) -> None:
 
 def test_a_reward_that_is_the_metric_is_not_drawn_against_it(tmp_path: Path) -> None:
     same, other = (write_rewards(tmp_path / name, 3, reward=name) for name in ("accuracy", "valid_format"))
-    assert headings(figures.reward_figures(collect([same]))) == ["Reverse KL against the reward"]
+    assert headings(figures.reward_figures(collect([same]))) == ["Reverse KL against the reward, in training"]
     metric, divergence = figures.reward_figures(collect([same, other]))
     assert "accuracy: from" not in metric.chart
     assert "valid_format: from reward 0.1" in metric.chart
@@ -107,7 +107,9 @@ def test_the_held_out_metric_against_the_held_out_reward(tmp_path: Path, run: Pa
         save(evaluation([found, row("T=1", 10.0)], 0.5), own / "evaluation" / when, {})
     held_out, metric, divergence = figures.reward_figures(collect([own, run]))
     assert headings([held_out, metric, divergence]) == [
-        "Accuracy against the reward, held out, greedy", "Accuracy against the reward", "Reverse KL against the reward",
+        "Accuracy against the reward, held out, greedy",
+        "Accuracy against the reward, in training",
+        "Reverse KL against the reward, in training",
     ]  # fmt: skip
     assert (
         "short: from reward 0.125 and accuracy 50 at step 0 to reward 0.5 and accuracy 30 at step 3." in held_out.chart
@@ -120,7 +122,7 @@ def test_the_held_out_metric_against_the_held_out_reward(tmp_path: Path, run: Pa
     same = write_rewards(tmp_path / "same", 3, reward="accuracy")
     save(evaluation([rewarded(50.0, 0.5)], 0.5), same / "evaluation" / "before", {})
     save(evaluation([rewarded(60.0, 0.6)], 0.5), same / "evaluation" / "after", {})
-    assert headings(figures.reward_figures(collect([same]))) == ["Reverse KL against the reward"]
+    assert headings(figures.reward_figures(collect([same]))) == ["Reverse KL against the reward, in training"]
 
 
 def test_a_reward_needs_two_steps_and_a_run_a_reward(tmp_path: Path, run: Path) -> None:
@@ -167,7 +169,7 @@ def test_tasks_that_share_a_metric_have_charts_of_their_own(tmp_path: Path, run:
     for folder in (run, other):
         (folder / "metrics.jsonl").write_text(lines)
     assert headings(figures.reward_figures(collect([run, other]))) == [
-        "Accuracy on jsonl against the reward", "Accuracy on gsm8k against the reward",
+        "Accuracy on jsonl against the reward, in training", "Accuracy on gsm8k against the reward, in training",
     ]  # fmt: skip
 
 

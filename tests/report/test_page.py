@@ -341,4 +341,4 @@ def test_a_run_with_a_reward_has_a_section_of_it_and_others_have_none(tmp_path: 
     pages = [render(collect([folder])) for folder in (rewarded, run)]
     assert [page.count('<section id="reward"') for page in pages] == [1, 0]
     assert [page.count('<a href="#reward">Reward</a>') for page in pages] == [1, 0]
-    assert "Reverse KL against the reward. rl: from reward 0.25" in pages[0]  # read aloud
+    assert "Reverse KL against the reward, in training. rl: from reward 0.25" in pages[0]  # read aloud

@@ -33,6 +33,17 @@ def test_samples_beside_reference_and_teacher(run: Path) -> None:
     ]
 
 
+def test_a_text_has_its_reward_beside_its_mark(run: Path) -> None:
+    found = evaluation([row("greedy", 60.5)], 0.5)
+    rewarded = replace(found, completions=(replace(found.completions[0], reward=0.8125),))
+    save(rewarded, run / "evaluation" / "after", {})
+    (sample,) = samples(collect([run]))
+    assert sample.students[-1] == Answer("after", "greedy says 60.5", "right", "0.812")
+    page = render(collect([run]))
+    assert '<span class="mark right">right</span> reward 0.812</dt>' in page
+    assert page.count(" reward 0.") == 1  # before training none was measured
+
+
 def test_several_samples_of_a_prompt_make_one_card_with_the_first(run: Path) -> None:
     for when, value in (("before", 10.0), ("after", 30.25)):
         save(evaluation([row("T=1", value, 40.0)], 0.5), run / "evaluation" / when, {})

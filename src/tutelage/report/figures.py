@@ -189,7 +189,7 @@ def _held_out_rewards(runs: Sequence[RunData]) -> list[Figure]:
         ]
         name = f"{metric_name(measure.metric)}{ending[measure.metric, measure.task]}"
         caption = f"{_GAMING} On held-out examples, from the evaluation before training to the one after it."
-        figures += _against_reward(name, caption, ways, measure.metric, f", held out, {measure.decoding}")
+        figures += _against_reward(name, caption, ways, measure.metric, f"held out, {measure.decoding}")
     return figures
 
 
@@ -254,12 +254,12 @@ def _against(
 
 
 def _against_reward(
-    measure: str, caption: str, ways: Sequence[Trajectory], unit: str, ending: str = ""
+    measure: str, caption: str, ways: Sequence[Trajectory], unit: str, where: str = "in training"
 ) -> list[Figure]:
     """One trajectory a run; no figure where none has two moments."""
     if all(len(way.moments) < 2 for way in ways):
         return []
-    heading = f"{measure} against the reward{ending}"
+    heading = f"{measure} against the reward, {where}"
     return [Figure(heading, caption, trajectory_chart(heading, ways, x_label="reward", y_label=unit))]
 
 

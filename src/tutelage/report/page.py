@@ -59,11 +59,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Answer:
-    """A text of a sample card: who wrote it, and how the task marked it (empty where it does not)."""
+    """A text of a sample card: who wrote it, how the task marked it and what the reward gave it (each empty where there is none)."""
 
     writer: str
     text: str
     mark: str = ""
+    reward: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,8 @@ def samples(runs: Sequence[RunData]) -> list[Sample]:
             for completion in _first(evaluation, decoding):
                 example = (completion.prompt_id, completion.prompt)
                 writer = name if alike else f"{name}, {decoding}"
-                answer = Answer(writer, completion.text, _mark(completion, evaluation, decoding))
+                reward = "" if completion.reward is None else f"{completion.reward:.3f}"
+                answer = Answer(writer, completion.text, _mark(completion, evaluation, decoding), reward)
                 students.setdefault(example, []).append(answer)
                 writers.setdefault(example, {})[run.name] = None
     return [
