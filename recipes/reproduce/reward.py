@@ -8,6 +8,7 @@ from statistics import fmean
 from layout import Panel, Verdict, metric_panel
 from tables import (
     GREEDY,
+    INITIAL,
     SAMPLED,
     Incomplete,
     Part,
@@ -27,6 +28,7 @@ JUDGED = {
 }
 # Remarks: the runs of "rl" at one rate; the first attempt, whose student was right too seldom.
 ONE_RATE, WEAK_START = "rl_one_rate", "rl_weak_start"
+GAMED = "rl_gamed"  # a remark, too: the reward is not the metric, as in the paper
 TRIALS = "rl-trials.json"  # beside the folder of the tables
 RATES = (  # of rl.yaml; no table has them
     "Of the three rates tried for each alpha (rl_rates.yaml: 0.0001, 0.0003 and 0.001) both ends took 0.0001, the smallest: a still "
@@ -57,6 +59,7 @@ def reward_and_quality(parts: Mapping[str, Part]) -> Verdict | None:
     found += [
         *_elsewhere(parts[ONE_RATE], "At one learning rate for every alpha", "shares the runs of alpha 0.5 and 0.9"),
         *_from_a_weak_start(parts[WEAK_START]),
+        *_of_another_reward(parts[GAMED]),
     ]
     return Verdict(
         6,
@@ -73,7 +76,7 @@ def reward_and_quality(parts: Mapping[str, Part]) -> Verdict | None:
         "asked greedily was added after the runs.)",
         (["", "reward = accuracy at T = 1, test", "accuracy, greedy, test", "reverse KL to the teacher, nats"], rows),
         "\n".join(found),
-        tuple(name for name in ("rl", ONE_RATE, HARD, WEAK_START) if parts[name].is_there),
+        tuple(name for name in ("rl", ONE_RATE, HARD, WEAK_START, GAMED) if parts[name].is_there),
         tuple(panels),
     )
 
@@ -180,4 +183,27 @@ def _from_a_weak_start(part: Part) -> list[str]:
     return [
         f"In the first attempt ({part.name}), from the carried student, {len(worse)} of {len(gains)} alphas ended below it at T = 1 "
         f"({', '.join(f'{m}: {shown(*gain)}' for m, gain in gains.items())})."
+    ]
+
+
+def _of_another_reward(part: Part) -> list[str]:
+    """The published pattern, where the reward is not the metric; nothing where its tables are not there."""
+    if not part.is_there:
+        return []
+    try:
+        first, *inner, last = _by_alpha(part).values()
+        best = max(inner, key=lambda m: fmean(part.per_seed(m, "reward", SAMPLED, "validation").values()))
+        before = part.reference(INITIAL, SAMPLED, "reward")
+        if before is None:
+            raise Incomplete(f"part {part.name}: the initial student was not tested with its reward")
+        reward = {m: part.per_seed(m, "reward", SAMPLED) for m in (first, best, last)}
+    except Incomplete as lack:
+        return [f"Of a reward that is not the metric ({part.name}) not all is there: {lack}."]
+    more = difference(reward[first], reward[last])
+    rise = over_seeds({seed: value - before for seed, value in reward[best].items()})
+    return [
+        f"Of a reward that is not the metric, as in the paper, and can be gamed ({part.name}, below), T = 1: {first} has "
+        f"{shown(*more, digits=3)} more of it than {last} and is {shown_lead(*part.lead(first, last, SAMPLED))} it in accuracy; {best}, "
+        f"the best inside on validation, has {shown(*rise, digits=3)} more reward than the student before it and gains "
+        f"{shown(*part.gain(best, SAMPLED))} points (not counted: these runs were made to see what gaming looks like)."
     ]

@@ -107,7 +107,7 @@ def write(
                     runs.append(row | {"split": split, "metric": "accuracy", "headline": True, "value": shifted})
                 if rewards is not None:
                     reward = {"metric": "reward", "headline": False, "value": rewards[method][seed]}
-                    runs.append(row | {"split": "test", **reward})
+                    runs += [row | {"split": split, **reward} for split in ("validation", "test")]
                 far = (distance or {}).get(method, [0.0] * len(per_seed))[seed]
                 runs.append(row | {"split": "validation", "metric": "reverse_kl", "headline": False, "value": far})
     for decoding in ("greedy", "T=1"):

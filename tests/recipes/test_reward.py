@@ -121,3 +121,29 @@ def test_claim_6_says_what_was_tried_before(scripts: dict[str, Any], tmp_path: P
     taken = [method["train.learning_rate"] for method in yaml.safe_load((FOLDER / "rl.yaml").read_text())["methods"]]
     assert (tried, taken) == ([0.0001, 0.0003, 0.001], [0.0001, 0.0003, 0.0003, 0.0001])
     assert "(rl_rates.yaml: 0.0001, 0.0003 and 0.001) both ends took 0.0001, the smallest" in verdict.found
+
+
+def test_claim_6_tells_of_a_reward_that_is_not_the_metric(scripts: dict[str, Any], tmp_path: Path) -> None:
+    values = {"alpha 0": [27.0, 28.0], "alpha 0.5": [30.0, 31.0], "alpha 1": [25.0, 26.0]}
+    write(tmp_path / "rl", values)
+    gamed = {"alpha 0": [10.0, 11.0], "alpha 0.5": [50.0, 52.0], "alpha 0.9": [52.0, 53.0], "alpha 1": [55.0, 56.5]}
+    rewards = {"alpha 0": [0.9, 0.92], "alpha 0.5": [0.84, 0.842], "alpha 0.9": [0.83, 0.83], "alpha 1": [0.8, 0.82]}
+    folder = write(
+        tmp_path / "rl_gamed",
+        gamed,
+        rewards={**rewards, "initial student": [0.75]},
+        initial=45.0,
+        gains={"alpha 0.5": (6.0, 4.0, 8.0)},
+    )
+    found = judged(scripts, "reward_and_quality", tmp_path).found
+    assert (
+        "(rl_gamed, below), T = 1: alpha 0 has 0.100 [0.100, 0.100] more of it than alpha 1 and is 45.2 [42.1, 48.4] points behind it in "
+        "accuracy; alpha 0.5, the best inside on validation, has 0.091 [0.078, 0.104] more reward than the student before it and gains "
+        "6.0 [4.0, 8.0] points (not counted:"
+    ) in found
+    rows = [
+        line for line in (folder / "runs.csv").read_text().splitlines(keepends=True) if "initial student" not in line
+    ]
+    (folder / "runs.csv").write_text("".join(rows))
+    found = judged(scripts, "reward_and_quality", tmp_path).found
+    assert "(rl_gamed) not all is there: part rl_gamed: the initial student was not tested with its reward." in found
