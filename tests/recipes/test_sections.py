@@ -48,9 +48,11 @@ def test_later_methods_have_intervals_and_a_student_to_be_compared_with(
 
 def test_later_methods_that_are_noisy_are_told_of(scripts: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path / "later", {"MiniLLM": [0.5, 1.0], "on-policy GKD": [30.0, 32.0]})
-    assert "with AdamW the second is alpha 1 of claim 6. Rates" in scripts["verdicts"].write(tmp_path).read_text()
+    assert (
+        "sampled-token reverse KL gains: alpha 1 of claim 6. Rates" in scripts["verdicts"].write(tmp_path).read_text()
+    )
     write(tmp_path / "later_more", {"MiniLLM, AdamW": [20.0, 22.0]})
-    assert "alpha 1 of claim 6, the first has a row here. Rates" in scripts["verdicts"].write(tmp_path).read_text()
+    assert "ruins this student with AdamW as with Muon. Rates" in scripts["verdicts"].write(tmp_path).read_text()
 
 
 def test_a_section_without_a_verdict_that_lacks_a_run_says_so(scripts: dict[str, Any], tmp_path: Path) -> None:
