@@ -104,8 +104,8 @@ def later(part: Part, folder: Path) -> str:
         )
     if NOISY & set(part.methods):
         remarks.append(
-            "MiniLLM and sampled-token reverse KL follow a gradient of few samples, from a student that is right 6 times in 100. From a better "
-            "one, and with AdamW, sampled-token reverse KL gains: alpha 1 of claim 6"
+            "MiniLLM and sampled-token reverse KL follow a gradient of few samples, from a student that is right 6 times in 100. From a "
+            "better one, and with AdamW, sampled-token reverse KL gains: alpha 1 of claim 6"
             + (
                 ". MiniLLM, without the language-modelling loss and the clipping of its paper, ruins this student with AdamW as with Muon"
                 if "MiniLLM, AdamW" in part.methods
