@@ -21,7 +21,7 @@ from tutelage.console import make_console
 from tutelage.errors import UserError
 from tutelage.eval import marks
 from tutelage.eval.evaluate import evaluate
-from tutelage.eval.results import Completion, Evaluation, Row, changed_keys, read, save, shortened
+from tutelage.eval.results import REWARD, Completion, Evaluation, Row, changed_keys, read, save, shortened
 from tutelage.eval.statistics import Interval
 from tutelage.models import load
 from tutelage.models.language_model import LanguageModel
@@ -196,7 +196,7 @@ class _Judge:
         result = self._evaluate(teacher=None, samples_per_prompt=1, bootstrap=0, progress=None)
         if step < self.config.train.steps:  # the last step's are the full evaluation's
             self._mark(step)
-        rewards = {f"reward {row.decoding}": row.reward.value for row in result.rows if row.reward is not None}
+        rewards = {f"{REWARD} {row.decoding}": row.reward.value for row in result.rows if row.reward is not None}
         return {f"{row.metric} {row.decoding}": row.value for row in result.rows if row.value is not None} | rewards
 
     def _marker(self) -> marks.Marker | None:
@@ -301,7 +301,7 @@ def _summary(
 
 
 def _reward(row: Row) -> Measured:
-    return ("reward", None, None) if row.reward is None else ("reward", row.reward.value, row.reward.interval)
+    return (REWARD, None, None) if row.reward is None else (REWARD, row.reward.value, row.reward.interval)
 
 
 def _evaluations(

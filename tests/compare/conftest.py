@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -125,6 +126,12 @@ class Worker:
             self.tested.append(job.label)
             reward = None if job.config.rl.reward is None else 1 - value / 100
             records.write(held_out_record(value, job.test, reward=reward), job.folder / TEST_RECORD)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """A CSV table."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from tutelage.compare.cell import Job
 from tutelage.compare.config import ComparisonRecipe
 from tutelage.compare.execute import Execute, Failure, Work
 from tutelage.compare.plan import Cell, Choice, Variant
-from tutelage.compare.records import REWARD, EvaluationProtocol, RunRecord
+from tutelage.compare.records import EvaluationProtocol, RunRecord
 from tutelage.compare.summary import FinalRun, Line, Method, Reference
+from tutelage.eval.results import REWARD
 from tutelage.train.methods import resolve
 from tutelage.train.setup import make_writable, pick_device
 

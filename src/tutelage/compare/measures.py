@@ -8,8 +8,9 @@ import torch
 
 from tutelage.compare.config import ComparisonRecipe
 from tutelage.compare.plan import Cell
-from tutelage.compare.records import REWARD, RunRecord
+from tutelage.compare.records import RunRecord
 from tutelage.errors import MissingSplitError, UserError, nearest
+from tutelage.eval.results import REWARD
 from tutelage.rewards.base import Sample
 from tutelage.rewards.load import is_scorer, load_reward
 from tutelage.rewards.options import RewardConfig

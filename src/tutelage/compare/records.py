@@ -10,15 +10,13 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, ValidationError, field_validator
 
 from tutelage.errors import UserError
-from tutelage.eval.results import Evaluation
+from tutelage.eval.results import REWARD, Evaluation
 from tutelage.eval.signals import Estimate
 from tutelage.eval.statistics import Interval
 from tutelage.section import Section
 from tutelage.train.config import Config
 from tutelage.train.metrics import TRAINING_PHASES
 
-# What the run's reward gives the completions, among the metrics.
-REWARD = "reward"
 SomeSection = TypeVar("SomeSection", bound=Section)
 
 

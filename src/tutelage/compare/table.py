@@ -15,9 +15,9 @@ from rich.table import Table
 
 from tutelage.compare.intervals import Estimate
 from tutelage.compare.plan import Cell, Choice, value_of
-from tutelage.compare.records import REWARD, RunRecord, Score
+from tutelage.compare.records import RunRecord, Score
 from tutelage.compare.summary import FinalRun, Line, Method, Reference
-from tutelage.eval.results import with_interval
+from tutelage.eval.results import REWARD, with_interval
 from tutelage.eval.statistics import Interval, seed_summary
 from tutelage.train.metrics import TRAINING_PHASES
 

@@ -23,6 +23,8 @@ from tutelage.types import FinishReason
 
 # Of `EvalConfig`: what two evaluations of a run must share for their figures to be of the same examples, decoded alike.
 _SAME_EXAMPLES = ("final", "limit", "temperatures", "samples_per_prompt")
+# How records, tables and charts name what the run's reward gives.
+REWARD = "reward"
 # An untrained student writes up to the limit, and three samples must not fill the screen.
 SHOWN_CHARACTERS = 300
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from tutelage.eval.results import Row, metric_name, temperature_of
+from tutelage.eval.results import REWARD, Row, metric_name, temperature_of
 from tutelage.report.charts import Moment, Point, Series, Trajectory, line_chart, stacked_bars, trajectory_chart
 from tutelage.report.collect import Measure, RunData, TaskKey, endings, evaluated
 
@@ -283,7 +283,7 @@ def _held_out_moments(run: RunData, measure: Measure) -> tuple[Moment, ...]:
     found: dict[int, Moment] = {}
     for record in run.records if measure.task == run.task and not run.changed else ():  # as in `_evaluated`
         evaluation = record.get("evaluation", {})
-        reward, value = (evaluation.get(f"{name} {measure.decoding}") for name in ("reward", measure.metric))
+        reward, value = (evaluation.get(f"{name} {measure.decoding}") for name in (REWARD, measure.metric))
         if _is_number(reward) and _is_number(value):
             found[record["step"]] = Moment(record["step"], reward, value)
     for step, row in zip((0, run.steps), run.measured(measure), strict=True):
