@@ -53,6 +53,21 @@ SUMMARY = (
 APART = {("greedy", "test"): 0.0, ("T=1", "test"): -0.5, ("greedy", "validation"): 50.0, ("T=1", "validation"): 70.0}
 
 
+def untrained(teacher: float, initial: float | None, rewards: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """The rows of the teacher and of the initial student; arguments as those of `write`."""
+    runs = []
+    for decoding in ("greedy", "T=1"):
+        for name, accuracy in (("teacher", teacher), ("initial student", initial)):
+            about = {"method": name, "phase": "reference", "split": "test", "decoding": decoding}
+            if accuracy is not None:
+                runs.append(
+                    about | {"metric": "accuracy", "headline": True, "value": accuracy + APART[decoding, "test"]}
+                )
+            for reward in rewards.get(name, ()):
+                runs.append(about | {"metric": "reward", "headline": False, "value": reward})
+    return runs
+
+
 def write(
     folder: Path,
     values: Mapping[str, Sequence[float]],
@@ -110,15 +125,7 @@ def write(
                     runs += [row | {"split": split, **reward} for split in ("validation", "test")]
                 far = (distance or {}).get(method, [0.0] * len(per_seed))[seed]
                 runs.append(row | {"split": "validation", "metric": "reverse_kl", "headline": False, "value": far})
-    for decoding in ("greedy", "T=1"):
-        for name, accuracy in (("teacher", teacher), ("initial student", initial)):
-            about = {"method": name, "phase": "reference", "split": "test", "decoding": decoding}
-            if accuracy is not None:
-                runs.append(
-                    about | {"metric": "accuracy", "headline": True, "value": accuracy + APART[decoding, "test"]}
-                )
-            for reward in (rewards or {}).get(name, ()):
-                runs.append(about | {"metric": "reward", "headline": False, "value": reward})
+    runs += untrained(teacher, initial, rewards or {})
     for name, columns, rows in (("runs.csv", COLUMNS, runs), ("summary.csv", SUMMARY, summary)):
         with (folder / name).open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
